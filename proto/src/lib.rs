@@ -1,0 +1,33 @@
+//! The contract between a host and the hub: the generated messages, the limits, the reject codes, paths and type
+//! policies, and the envelope, sealing and opening side by side.
+//!
+//! Both sides depend on this crate and on nothing of each other.
+
+pub mod body;
+pub mod envelope;
+pub mod ids;
+pub mod json;
+pub mod keys;
+pub mod limits;
+pub mod message;
+pub mod path;
+pub mod policy;
+pub mod reject_code;
+pub mod settings;
+
+pub use ids::Position;
+pub use path::{Path, Scope};
+pub use policy::{Policies, Policy};
+pub use reject_code::{Code, Problem};
+
+/// The messages and services of package `p2p_sync.v1`, generated from `proto/`.
+#[allow(missing_docs, clippy::pedantic, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("p2p_sync.v1");
+
+    /// The descriptors of all protos, for the reflection service.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+/// The protocol this build speaks; a hub serves it and the two before it.
+pub const PROTOCOL_VERSION: u32 = 1;

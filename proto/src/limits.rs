@@ -1,0 +1,59 @@
+//! Every bound of the wire, in one place, with how they relate.
+
+/// JSON payload of one operation, bytes. A type's policy may lower it.
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+/// Nesting of a JSON payload; the outermost value is at depth 1.
+pub const JSON_DEPTH_MAX: usize = 32;
+/// Values in a JSON payload, the outermost included.
+pub const JSON_NODES_MAX: usize = 16_384;
+/// Digits and signs of one JSON number as written, bytes.
+pub const JSON_NUMBER_BYTES_MAX: usize = 64;
+
+/// A whole path, bytes.
+pub const PATH_BYTES_MAX: usize = 256;
+/// A map's name, bytes; rAthena's own names have at most 11, instances add a few.
+pub const MAP_BYTES_MAX: usize = 32;
+/// An entity within its owner, bytes.
+pub const ENTITY_BYTES_MAX: usize = 128;
+
+/// Operations in one message.
+pub const BATCH_OPS_MAX: usize = 512;
+/// Ranges of withdrawn sequences in one message.
+pub const BATCH_WITHDRAWN_MAX: usize = 1024;
+/// Encoded operations in one message, bytes, before compression. A sender closes its batch before it grows past this.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// One encoded message after decompression, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// One sealed message as gRPC decodes it, bytes.
+pub const SEALED_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64 * 1024;
+
+/// Batches in flight on one bulk stream.
+pub const BULK_WINDOW_BATCHES: usize = 8;
+/// Critical messages in flight on one connection.
+pub const CRITICAL_IN_FLIGHT_MAX: usize = 8;
+
+/// States in one page of `Scan` or `ChangesSince`.
+pub const PAGE_STATES_MAX: u32 = 1000;
+
+/// Unsettled holes below the newest settled sequence of one incarnation that the hub remembers.
+pub const SEQUENCE_GAPS_MAX: usize = 4096;
+
+/// Longest sentence sent with an outcome, bytes.
+pub const REASON_BYTES_MAX: usize = 512;
+
+const _: () = assert!(
+    PAYLOAD_BYTES_MAX + PATH_BYTES_MAX + 1024 <= BATCH_BYTES_MAX,
+    "the largest operation fits into a batch"
+);
+const _: () = assert!(
+    BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX + BATCH_OPS_MAX * 16 + BATCH_WITHDRAWN_MAX * 40 <= MESSAGE_BYTES_MAX,
+    "a batch with its last operation and its withdrawn ranges fits into a message"
+);
+const _: () = assert!(
+    BATCH_OPS_MAX * (REASON_BYTES_MAX + 32) <= MESSAGE_BYTES_MAX,
+    "a reply that refuses every operation of a batch fits into a message"
+);
+const _: () = assert!(
+    MAP_BYTES_MAX + ENTITY_BYTES_MAX + 64 <= PATH_BYTES_MAX,
+    "the longest map, type and entity fit into a path"
+);
