@@ -1,0 +1,304 @@
+//! The command line of the standalone agent.
+
+use std::{
+    ffi::OsString,
+    io::{BufReader, Write as _, stdin, stdout},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use p2p_sync_proto::{Code, Problem, policy::parse_type};
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    Agent, Config,
+    local_api::{self, Action, Request, answer, event_json},
+};
+
+const REQUESTS: &str = r#"A local program writes one JSON object a line and reads one for each:
+  {"do":"put","type":"PLAYER_POSITION","map":"prontera","account_id":2000001,
+   "data":{"char_id":150001,"x":1,"y":2},"priority":false,"wait_ms":0}     without "data" it deletes
+  {"do":"get","path":"prontera/MAP_STATE"}
+  {"do":"scan","prefix":"prontera/","limit":100,"cursor":""}
+  {"do":"result","operation_id":"…"}
+  {"do":"status"}
+  {"do":"flush","timeout_ms":10000}
+  {"do":"dead_letters","limit":100}
+A "tag" is given back with the answer. An answer with "error" has the "code" and its "label" beside it."#;
+
+/// Brings what happens on this host's maps to the main server.
+#[derive(Debug, Parser)]
+#[command(name = "p2p-sync-agent", version, about)]
+struct Cli {
+    /// The host's configuration.
+    #[arg(long, global = true, default_value = "conf/p2p_data_sync.conf")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the agent: drains the outbox, and serves local programs on `agent.sock` in the outbox's folder.
+    #[command(after_long_help = REQUESTS)]
+    Run(Run),
+    /// Puts one piece of state and waits until it is settled.
+    Put(PutArgs),
+    /// Deletes one piece of state and waits until it is settled.
+    Delete(DeleteArgs),
+    /// Shows the state at a path, from the hub.
+    Get {
+        /// E.g. `prontera/MAP_STATE`.
+        path: String,
+    },
+    /// Shows the states below a prefix, from the hub, in the order of their paths.
+    Scan {
+        /// E.g. `prontera/`.
+        prefix: String,
+        /// States in a page.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        /// Reads on from the last page.
+        #[arg(long, default_value = "")]
+        cursor: String,
+    },
+    /// Shows the link, the outbox and what would be lost with its disk.
+    Status,
+    /// Waits until everything taken is settled.
+    Flush {
+        /// Seconds.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+    },
+    /// Shows operations that were refused, newest first.
+    DeadLetters {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Reads requests from standard input as well; at its end, flushes and stops.
+    #[arg(long)]
+    stdin: bool,
+    /// Writes each change of an operation's state to standard output, one JSON object a line.
+    #[arg(long)]
+    events: bool,
+    /// How long to wait for the outbox to drain when standard input ends, in seconds.
+    #[arg(long, default_value_t = 60)]
+    drain_timeout: u64,
+}
+
+#[derive(Debug, Args)]
+struct Target {
+    /// By name or number, e.g. `PLAYER_POSITION`.
+    #[arg(value_name = "TYPE")]
+    data_type: String,
+    /// Where it happened.
+    #[arg(long, default_value = "")]
+    map: String,
+    /// Whom it is about.
+    #[arg(long, default_value_t = 0)]
+    account: u32,
+    /// Which one of its owner's, where the JSON does not say.
+    #[arg(long)]
+    entity: Option<String>,
+    /// The owning character, where the JSON does not say.
+    #[arg(long)]
+    char_id: Option<u64>,
+    /// By the critical lane.
+    #[arg(long)]
+    priority: bool,
+    /// How long to wait for the hub's answer, in seconds.
+    #[arg(long, default_value_t = 10)]
+    timeout: u64,
+}
+
+#[derive(Debug, Args)]
+struct PutArgs {
+    #[command(flatten)]
+    target: Target,
+    /// JSON.
+    data: String,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Runs a command; `args` begin with the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failure; clap knows which stream and status each takes.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let config = match Config::load(&cli.config) {
+        Ok(config) => config,
+        Err(problems) => return fail(&problems),
+    };
+    start_logging(config.debug);
+    let done = match cli.command {
+        Command::Run(run) => self::serve(config, &run),
+        command => request_of(command).and_then(|request| ask(config, &request)),
+    };
+    match done {
+        Ok(code) => code,
+        Err(problem) => fail(&problem),
+    }
+}
+
+fn start_logging(debug: bool) {
+    let fallback = if debug { "debug" } else { "info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("P2P_SYNC_LOG").unwrap_or_else(|_| fallback.into());
+    // Set already where several programs live in one process.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+fn fail(problem: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("{problem}");
+    ExitCode::FAILURE
+}
+
+fn request_of(command: Command) -> Result<Request, Problem> {
+    Ok(match command {
+        Command::Run(_) => unreachable!("serves instead of asking"),
+        Command::Put(PutArgs { target, data }) => {
+            p2p_sync_proto::json::check(&data)?;
+            put_of(target, Some(RawValue::from_string(data).expect("checked to be JSON")))?
+        }
+        Command::Delete(DeleteArgs { target }) => put_of(target, None)?,
+        Command::Get { path } => Request {
+            action: Action::Get,
+            path,
+            ..Request::default()
+        },
+        Command::Scan { prefix, limit, cursor } => Request {
+            action: Action::Scan,
+            prefix,
+            limit,
+            cursor,
+            ..Request::default()
+        },
+        Command::Status => Request {
+            action: Action::Status,
+            ..Request::default()
+        },
+        Command::Flush { timeout } => Request {
+            action: Action::Flush,
+            timeout_ms: timeout.saturating_mul(1000),
+            ..Request::default()
+        },
+        Command::DeadLetters { limit } => Request {
+            action: Action::DeadLetters,
+            limit,
+            ..Request::default()
+        },
+    })
+}
+
+fn put_of(target: Target, data: Option<Box<RawValue>>) -> Result<Request, Problem> {
+    Ok(Request {
+        action: Action::Put,
+        data_type: parse_type(&target.data_type)?.as_str_name().to_owned(),
+        map: target.map,
+        account_id: target.account,
+        entity: target.entity,
+        char_id: target.char_id,
+        data,
+        priority: target.priority,
+        wait_ms: target.timeout.saturating_mul(1000),
+        ..Request::default()
+    })
+}
+
+/// Asks the agent that runs on this outbox, or opens the outbox for the one question.
+fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
+    let told = match local_api::ask(&config.outbox_dir, request) {
+        Some(told) => told?,
+        None => answer(&Agent::start(config)?, request)?,
+    };
+    let settled_badly = matches!(told["state"].as_str(), Some("REJECTED" | "UNKNOWN" | "LIMBO"));
+    let not_flushed = told["flushed"] == Value::Bool(false);
+    println!("{}", serde_json::to_string_pretty(&told).expect("plain data"));
+    Ok(if settled_badly || not_flushed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
+    let outbox_dir = config.outbox_dir.clone();
+    let agent = if run.events {
+        Agent::start_observed(config, |event| {
+            // A reader that went away is told nothing more.
+            let _ = writeln!(stdout().lock(), "{}", event_json(event));
+        })?
+    } else {
+        Agent::start(config)?
+    };
+    let agent = Arc::new(agent);
+    local_api::listen(&agent, &outbox_dir).map_err(|error| {
+        let sentence = format!(
+            "no socket can be made in {}: {error}; choose a shorter outbox_path",
+            outbox_dir.display()
+        );
+        Problem::new(Code::Internal, sentence)
+    })?;
+    eprintln!("p2p-sync-agent: running, outbox in {}", outbox_dir.display());
+    let (ended, input_ended) = tokio::sync::oneshot::channel();
+    if run.stdin {
+        let agent = agent.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = local_api::serve(&agent, BufReader::new(stdin()), stdout()) {
+                tracing::warn!(%error, "standard input or output failed");
+            }
+            let _ = ended.send(());
+        });
+    }
+    let by_input = wait_for_end(run.stdin, input_ended)?;
+    let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
+    // Other threads may still hold it; they end with the process.
+    if let Some(mut agent) = Arc::into_inner(agent) {
+        agent.shutdown();
+    }
+    Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits for a signal to stop, or for standard input to end; true for the latter.
+fn wait_for_end(reads_input: bool, input_ended: tokio::sync::oneshot::Receiver<()>) -> Result<bool, Problem> {
+    let failed = |error: std::io::Error| Problem::new(Code::Internal, format!("signals cannot be awaited: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    runtime.block_on(async {
+        #[cfg(unix)]
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+        #[cfg(unix)]
+        let terminated = terminate.recv();
+        // Elsewhere Ctrl-C alone ends it.
+        #[cfg(not(unix))]
+        let terminated = std::future::pending::<Option<()>>();
+        tokio::select! {
+            _ = input_ended, if reads_input => Ok(true),
+            _ = tokio::signal::ctrl_c() => Ok(false),
+            _ = terminated => Ok(false),
+        }
+    })
+}

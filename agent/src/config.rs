@@ -1,0 +1,348 @@
+//! `conf/p2p_data_sync.conf`: what was written, resolved into what the agent is built from.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use p2p_sync_proto::{
+    Code, Problem,
+    keys::Credential,
+    policy,
+    settings::{Key, Problems, Settings},
+    v1::SyncDataType,
+};
+
+/// Every key of the file, with what holds when it is not there.
+pub const KEYS: [Key; 18] = [
+    Key {
+        name: "main_server_endpoint",
+        default: "http://127.0.0.1:50051",
+    },
+    Key {
+        name: "encryption_key",
+        default: "",
+    },
+    Key {
+        name: "enabled",
+        default: "yes",
+    },
+    Key {
+        name: "critical_timeout_ms",
+        default: "500",
+    },
+    Key {
+        name: "critical_data_types",
+        default: "MAP_STATE,MONSTER_DATA,PLAYER_POSITION,CRITICAL_GAME_STATE,SECURITY_VALIDATION,PLAYER_PRESENCE",
+    },
+    Key {
+        name: "sync_interval_ms",
+        default: "50",
+    },
+    Key {
+        name: "batch_size",
+        default: "256",
+    },
+    Key {
+        name: "max_queue_size",
+        default: "10000",
+    },
+    Key {
+        name: "worker_threads",
+        default: "2",
+    },
+    Key {
+        name: "conflation",
+        default: "yes",
+    },
+    Key {
+        name: "upload_limit_kbps",
+        default: "0",
+    },
+    Key {
+        name: "connect_timeout_ms",
+        default: "3000",
+    },
+    Key {
+        name: "retry_delay_ms",
+        default: "100",
+    },
+    Key {
+        name: "retry_delay_max_ms",
+        default: "5000",
+    },
+    Key {
+        name: "outbox_path",
+        default: "p2p_sync_outbox",
+    },
+    Key {
+        name: "outbox_max_mb",
+        default: "1024",
+    },
+    Key {
+        name: "result_keep_seconds",
+        default: "300",
+    },
+    Key {
+        name: "debug_mode",
+        default: "no",
+    },
+];
+
+/// Keys that belong to the hub. A volunteer's file that has one holds a secret it should not.
+const HUB_KEYS: [&str; 8] = [
+    "pg_connection_string",
+    "redis_host",
+    "redis_port",
+    "redis_password",
+    "openai_api_key",
+    "azure_openai_api_key",
+    "keyring_file",
+    "master_key",
+];
+
+/// What the agent is built from; every value is within its bounds.
+#[derive(Clone)]
+pub struct Config {
+    /// The hub: `http://host:port`, with an optional path prefix.
+    pub endpoint: String,
+    /// What the hub gave this host.
+    pub credential: Credential,
+    /// Off: every call is taken and answered with `UNSUPPORTED`, nothing is kept or sent.
+    pub enabled: bool,
+    /// How long a waiting call waits at most.
+    pub critical_timeout: Duration,
+    /// Which types travel in the critical lane until the hub says otherwise.
+    pub critical_types: Vec<SyncDataType>,
+    /// How long a bulk operation waits at most for others to travel with.
+    pub linger: Duration,
+    /// Operations in one bulk message.
+    pub batch_ops: usize,
+    /// Operations held in memory at each of two stages: not yet on disk, and not yet sent.
+    pub queue_ops_max: usize,
+    /// Threads of the link.
+    pub worker_threads: usize,
+    /// Whether a backlog keeps only the newest of each `latest` path.
+    pub conflation: bool,
+    /// Of bulk messages, bits a second; 0 is no limit.
+    pub upload_limit_kbps: u32,
+    /// For one attempt to reach the hub.
+    pub connect_timeout: Duration,
+    /// First and longest delay before trying again.
+    pub retry_delay: (Duration, Duration),
+    /// The folder of the outbox.
+    pub outbox_dir: PathBuf,
+    /// Of sealed operations in the outbox.
+    pub outbox_bytes_max: u64,
+    /// How long the result of a settled operation can be asked for.
+    pub result_keep: Duration,
+    /// Log what is sent and settled.
+    pub debug: bool,
+    /// Things the volunteer should know that do not stop the agent.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// Reads a file; relative paths in it are meant from its folder. The environment (`P2P_SYNC_<KEY>`) goes before it.
+    pub fn load(file: &Path) -> Result<Self, Problems> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let sentence = format!("cannot read {}: {error}; give its path with --config", file.display());
+            Problems(vec![Problem::new(Code::ConfigUnreadable, sentence)])
+        })?;
+        Self::parse(&text, file.parent().unwrap_or(Path::new("")), |name| {
+            std::env::var(name).ok()
+        })
+    }
+
+    /// Reads a file's text; all mistakes are told at once.
+    pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        let (text, warnings) = set_hub_keys_aside(text);
+        let mut settings = Settings::read(&text, &KEYS, environment);
+        let endpoint = settings.resolve("main_server_endpoint", endpoint);
+        let credential = Credential::parse(settings.text("encryption_key"));
+        if let Err(error) = &credential {
+            settings.refuse("encryption_key", Code::BadCredential, &error.to_string());
+        }
+        let enabled = settings.switch("enabled");
+        let critical_timeout = milliseconds(&mut settings, "critical_timeout_ms", 60_000);
+        let critical_types = settings.resolve("critical_data_types", types);
+        let linger = milliseconds(&mut settings, "sync_interval_ms", 10_000);
+        let batch_ops = settings.number("batch_size", 1..=p2p_sync_proto::limits::BATCH_OPS_MAX);
+        let queue_ops_max = settings.number("max_queue_size", 16..=1_000_000);
+        let worker_threads = settings.number("worker_threads", 1..=64);
+        let conflation = settings.switch("conflation");
+        let upload_limit_kbps = settings.number("upload_limit_kbps", 0..=10_000_000);
+        let connect_timeout = milliseconds(&mut settings, "connect_timeout_ms", 60_000);
+        let first_delay = milliseconds(&mut settings, "retry_delay_ms", 60_000);
+        let longest_delay = milliseconds(&mut settings, "retry_delay_max_ms", 600_000);
+        let outbox_dir = folder.join(settings.text("outbox_path"));
+        let outbox_bytes_max = settings.number("outbox_max_mb", 1..=1_000_000_u64) * 1024 * 1024;
+        let result_keep = Duration::from_secs(settings.number("result_keep_seconds", 1..=86_400));
+        let debug = settings.switch("debug_mode");
+        let credential = settings
+            .finish(credential)?
+            .expect("a credential that is none was refused above");
+        Ok(Self {
+            endpoint,
+            credential,
+            enabled,
+            critical_timeout,
+            critical_types,
+            linger,
+            batch_ops,
+            queue_ops_max,
+            worker_threads,
+            conflation,
+            upload_limit_kbps,
+            connect_timeout,
+            retry_delay: (first_delay, longest_delay.max(first_delay)),
+            outbox_dir,
+            outbox_bytes_max,
+            result_keep,
+            debug,
+            warnings,
+        })
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("endpoint", &self.endpoint)
+            .field("host_id", &self.credential.host_id)
+            .field("outbox_dir", &self.outbox_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Blanks the hub's keys out, so that line numbers stay, and tells of them loudly.
+fn set_hub_keys_aside(text: &str) -> (String, Vec<Problem>) {
+    let mut warnings = Vec::new();
+    let lines = (1..).zip(text.lines()).map(|(line, content)| {
+        let name = content.split(['=', ':']).next().unwrap_or_default().trim();
+        if !HUB_KEYS.contains(&name) {
+            return content;
+        }
+        let sentence = format!(
+            "line {line}: {name} is the hub's and a volunteer's machine must never hold it: delete the line, and change \
+             the secret if this file came from an operator"
+        );
+        warnings.push(Problem::new(Code::HubSecretInHostFile, sentence));
+        ""
+    });
+    let kept = lines.collect::<Vec<_>>().join("\n");
+    (kept, warnings)
+}
+
+fn milliseconds(settings: &mut Settings, name: &str, max: u64) -> Duration {
+    Duration::from_millis(settings.number(name, 1..=max))
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").ok_or_else(|| {
+        let told = text
+            .split("://")
+            .next()
+            .filter(|_| text.contains("://"))
+            .unwrap_or("no scheme");
+        format!(
+            "expected http://host:port, found {told}; TLS ends at the edge in front of the hub, or in a local tunnel"
+        )
+    })?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let valid: Option<tonic::transport::Uri> = text.parse().ok();
+    match valid {
+        Some(uri) if uri.port().is_some() && !authority.contains('@') => Ok(text.trim_end_matches('/').to_owned()),
+        _ => Err("expected http://host:port, with a path behind it if the edge needs one".to_owned()),
+    }
+}
+
+fn types(text: &str) -> Result<Vec<SyncDataType>, String> {
+    let names = text.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| policy::parse_type(name).map_err(|problem| problem.sentence))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use p2p_sync_proto::keys::{KeyId, MasterKey};
+
+    use super::*;
+
+    fn credential() -> String {
+        let master = MasterKey::generate(KeyId::parse("k1").expect("valid"));
+        master.credential(uuid::Uuid::from_u128(1), 1).to_text().to_string()
+    }
+
+    fn parse(text: &str) -> Result<Config, Problems> {
+        Config::parse(text, Path::new("/srv/conf"), |_| None)
+    }
+
+    #[test]
+    fn a_file_with_only_the_credential_has_the_documented_defaults() {
+        let config = parse(&format!("encryption_key = {}", credential())).expect("valid");
+        assert_eq!(config.critical_timeout, Duration::from_millis(500));
+        assert_eq!(config.outbox_dir, Path::new("/srv/conf/p2p_sync_outbox"));
+        assert_eq!(config.critical_types.len(), 6);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_its_code_and_line() {
+        let text = "main_server_endpoint = ftp://hub\nencryption_key = short\nmax_queue_siz = 3\ncritical_data_types = MAP_STAT\n";
+        let Problems(problems) = parse(text).expect_err("four mistakes");
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 4, "{told:#?}");
+        for part in [
+            "E102 UNKNOWN_KEY: line 3: unknown key max_queue_siz; did you mean max_queue_size?",
+            "E103 BAD_VALUE: line 1: main_server_endpoint: expected http://host:port, found ftp",
+            "E106 BAD_CREDENTIAL: line 2: encryption_key: ",
+            "line 4: critical_data_types: \"MAP_STAT\" is not a type; did you mean MAP_STATE?",
+        ] {
+            assert!(
+                told.iter().any(|line| line.contains(part)),
+                "{part} is not in {told:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_hub_secret_in_a_hosts_file_is_told_loudly_and_not_read() {
+        let text = format!(
+            "encryption_key = {}\npg_connection_string = postgres://secret\n",
+            credential()
+        );
+        let config = parse(&text).expect("a warning does not stop the agent");
+        assert_eq!(config.warnings.len(), 1);
+        assert_eq!(config.warnings[0].code, Code::HubSecretInHostFile);
+        assert!(config.warnings[0].sentence.starts_with("line 2: pg_connection_string"));
+        assert!(!format!("{config:?} {:?}", config.warnings).contains("secret\""));
+    }
+
+    #[test]
+    fn a_path_behind_the_endpoint_is_honoured() {
+        let text = format!(
+            "encryption_key = {}\nmain_server_endpoint = http://hub:50051/p2p-sync/\n",
+            credential()
+        );
+        assert_eq!(parse(&text).expect("valid").endpoint, "http://hub:50051/p2p-sync");
+    }
+
+    #[test]
+    fn the_shipped_file_documents_every_key_and_only_those() {
+        let shipped = include_str!("../../conf/p2p_data_sync.conf");
+        let written: Vec<&str> = shipped
+            .lines()
+            .filter(|line| !line.starts_with("//"))
+            .filter_map(|line| Some(line.split_once('=')?.0.trim().trim_start_matches('#').trim()))
+            .collect();
+        let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(written, known);
+        let values = shipped.lines().filter_map(|line| line.split_once(" = "));
+        for (name, value) in values.filter(|(name, _)| !name.starts_with("//")) {
+            let key = KEYS.iter().find(|key| key.name == name.trim()).expect("known");
+            assert_eq!(value.trim(), key.default, "{name}");
+        }
+    }
+}

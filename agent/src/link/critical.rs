@@ -1,0 +1,133 @@
+//! The critical lane's connection: unary calls, several in flight, each with what was there at its moment.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use p2p_sync_proto::{
+    Problem,
+    envelope::Lane,
+    limits::{CRITICAL_IN_FLIGHT_MAX, SEALED_BYTES_MAX},
+    v1::{self, critical_client::CriticalClient},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::session::{Session, problem_of};
+use crate::{agent::Shared, pending::Flight};
+
+/// An idle connection is tried this often.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Keeps the connection up and the lane empty until the agent stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut attempts = 0;
+    while !shared.is_stopping() {
+        let problem = match Session::open(&shared).await {
+            Ok(session) => {
+                attempts = 0;
+                shared.link.up();
+                shared.link.set_answers(true);
+                shared.pending().retry_now();
+                serve(&shared, session).await
+            }
+            Err(problem) => problem,
+        };
+        shared.link.down(problem);
+        shared.link.set_answers(false);
+        attempts += 1;
+        super::pause(&shared, shared.delay(attempts)).await;
+    }
+}
+
+/// Sends what comes until the connection fails; gives why.
+async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
+    let in_flight = Arc::new(Semaphore::new(CRITICAL_IN_FLIGHT_MAX));
+    let (failed, mut failure) = mpsc::channel(1);
+    let client = CriticalClient::with_origin(session.channel.clone(), session.origin.clone())
+        .max_decoding_message_size(SEALED_BYTES_MAX);
+    loop {
+        tokio::select! {
+            biased;
+            Some(problem) = failure.recv() => return problem,
+            () = shared.stop_wake.notified() => return stopped(),
+            () = tokio::time::sleep(HEARTBEAT) => {
+                if let Err(problem) = session.hello(shared).await {
+                    return problem;
+                }
+            }
+            (flight, permit) = next(shared, &in_flight) => {
+                let call = Call { shared: shared.clone(), client: client.clone(), failed: failed.clone(), _permit: permit };
+                tokio::spawn(call.send(session.sealer.clone(), flight));
+            }
+        }
+    }
+}
+
+/// Waits for something to send and room to send it.
+async fn next(shared: &Shared, in_flight: &Arc<Semaphore>) -> (Flight, OwnedSemaphorePermit) {
+    let permit = in_flight.clone().acquire_owned().await.expect("never closed");
+    loop {
+        let delayed_until = {
+            shared.absorb_critical();
+            let mut pending = shared.pending();
+            let delayed_until = pending.wake(Instant::now());
+            if let Some(flight) = pending.take_critical() {
+                return (flight, permit);
+            }
+            delayed_until
+        };
+        super::wait(&shared.critical_wake, delayed_until).await;
+    }
+}
+
+struct Call {
+    shared: Arc<Shared>,
+    client: CriticalClient<tonic::transport::Channel>,
+    failed: mpsc::Sender<Problem>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Call {
+    async fn send(mut self, sealer: super::Sealer, flight: Flight) {
+        let operations = flight.operations.iter().map(|(_, bytes)| bytes.clone()).collect();
+        let (label, message) = sealer.seal(
+            Lane::Critical,
+            &v1::OperationBatch {
+                operations,
+                withdrawn: vec![],
+            },
+        );
+        let limit = self.shared.config.critical_timeout;
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(limit);
+        // The deadline is the hub's to keep; this one is for a hub that does not answer at all.
+        let answer = match timeout(limit * 2, self.client.apply(request)).await {
+            Ok(Ok(answer)) => sealer.open::<v1::BatchReply>(&label, &answer.into_inner()),
+            Ok(Err(status)) => Err(problem_of(&status)),
+            Err(_) => Err(problem_of(&tonic::Status::deadline_exceeded(""))),
+        };
+        match answer {
+            Ok(reply) => {
+                self.shared.link.set_answers(true);
+                self.shared.answer(&flight, reply);
+            }
+            Err(problem) => {
+                let shared = &self.shared;
+                shared
+                    .pending()
+                    .put_back(&flight, Instant::now(), |attempts| shared.delay(attempts));
+                shared.link.set_answers(false);
+                // One report is enough to end the session.
+                let _ = self.failed.try_send(problem);
+            }
+        }
+    }
+}
+
+fn stopped() -> Problem {
+    Problem::new(p2p_sync_proto::Code::ShutDown, "the agent is shutting down")
+}

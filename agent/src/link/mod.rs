@@ -1,0 +1,147 @@
+//! The link to the hub: a connection for critical messages, one for bulk, one for reading when it is asked for.
+
+mod bulk;
+mod critical;
+mod session;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use p2p_sync_proto::{
+    Code, Problem,
+    envelope::Lane,
+    limits::SEALED_BYTES_MAX,
+    v1::{self, pull_client::PullClient},
+};
+use tokio::runtime::Runtime;
+
+use crate::{agent::Shared, config::Config};
+
+use session::Sealer;
+
+/// Whether the hub answers.
+#[derive(Default)]
+pub(crate) struct LinkState {
+    answers: AtomicBool,
+    problem: Mutex<Option<Problem>>,
+}
+
+impl LinkState {
+    /// Whether a caller who waits may expect an answer.
+    pub(crate) fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_answers(&self, answers: bool) {
+        self.answers.store(answers, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.problem().is_none() && self.answers()
+    }
+
+    /// Why the link is down.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn up(&self) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Notes why the link is down; told once for each new reason.
+    fn down(&self, problem: Problem) {
+        let mut known = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref() != Some(&problem) {
+            tracing::warn!("the link is down: {problem}");
+        }
+        *known = Some(problem);
+    }
+}
+
+/// The threads that the link runs on.
+pub(crate) fn runtime(worker_threads: usize) -> Result<Runtime, Problem> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads)
+        .thread_name("p2p-link")
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))
+}
+
+/// The running link.
+pub(crate) struct Link {
+    puller: Puller,
+}
+
+impl Link {
+    pub(crate) fn start(shared: &Arc<Shared>, runtime: &Runtime) -> Self {
+        let _inside = runtime.enter();
+        runtime.spawn(critical::run(shared.clone()));
+        runtime.spawn(bulk::run(shared.clone()));
+        Self {
+            puller: Puller::new(&shared.config, shared.incarnation),
+        }
+    }
+
+    pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
+        self.puller.pull(request, timeout).await
+    }
+}
+
+/// Reads from the hub over a connection that is made when it is first used.
+pub(crate) struct Puller {
+    client: PullClient<tonic::transport::Channel>,
+    sealer: Sealer,
+}
+
+impl Puller {
+    /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part.
+    pub(crate) fn new(config: &Config, incarnation: u64) -> Self {
+        let channel = session::endpoint(config).connect_lazy();
+        let client = PullClient::with_origin(channel, session::origin(config));
+        Self {
+            client: client.max_decoding_message_size(SEALED_BYTES_MAX),
+            sealer: Sealer::new(config, incarnation),
+        }
+    }
+
+    /// One question and its answer. Codes of the hub's refusal, or `HUB_UNAVAILABLE`.
+    pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
+        let (label, sealed) = self.sealer.seal(Lane::Pull, &request);
+        let mut call = tonic::Request::new(sealed);
+        call.set_timeout(timeout);
+        let answer = self
+            .client
+            .clone()
+            .call(call)
+            .await
+            .map_err(|status| session::problem_of(&status))?;
+        let reply: v1::PullReply = self.sealer.open(&label, &answer.into_inner())?;
+        match Code::try_from(reply.code).unwrap_or(Code::Internal) {
+            Code::None => Ok(reply),
+            code => Err(Problem::new(code, reply.message)),
+        }
+    }
+}
+
+/// Waits for a wake-up, or until a time if one is given.
+async fn wait(wake: &tokio::sync::Notify, until: Option<std::time::Instant>) {
+    match until {
+        Some(until) => {
+            // Either way there is something to look at.
+            let _ = tokio::time::timeout_at(until.into(), wake.notified()).await;
+        }
+        None => wake.notified().await,
+    }
+}
+
+/// Waits before the next attempt, or until the agent stops.
+async fn pause(shared: &Shared, delay: Duration) {
+    let _ = tokio::time::timeout(delay, shared.stop_wake.notified()).await;
+}

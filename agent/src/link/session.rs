@@ -1,0 +1,170 @@
+//! A connection that has said hello: sealing, opening, agreeing.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use p2p_sync_proto::{
+    Code, PROTOCOL_VERSION, Policies, Problem,
+    envelope::Lane,
+    ids,
+    keys::{Credential, Direction},
+    limits::SEALED_BYTES_MAX,
+    message::{self, Label},
+    v1::{self, session_client::SessionClient},
+};
+use prost::Message;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::{agent::Shared, config::Config};
+
+/// What a silent peer is given before the connection is taken for dead: one interval and this.
+const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+/// What this agent can do beyond the protocol's version.
+const FEATURES: [&str; 0] = [];
+
+/// Seals a host's messages and opens the answers to them.
+#[derive(Clone)]
+pub(crate) struct Sealer {
+    credential: Arc<Credential>,
+    incarnation: u64,
+    sent: Arc<AtomicU64>,
+}
+
+impl Sealer {
+    pub(crate) fn new(config: &Config, incarnation: u64) -> Self {
+        Self {
+            credential: Arc::new(config.credential.clone()),
+            incarnation,
+            sent: Arc::default(),
+        }
+    }
+
+    /// Seals a message under a new id.
+    pub(crate) fn seal(&self, lane: Lane, message: &impl Message) -> (Label, v1::Sealed) {
+        let sequence = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        let label = Label::from_credential(&self.credential, self.incarnation, sequence, ids::new_id(), lane);
+        let sealed = message::seal(&self.credential.to_hub, Direction::ToHub, &label, message);
+        (label, sealed)
+    }
+
+    /// Opens the answer to a message.
+    pub(crate) fn open<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Result<M, Problem> {
+        if Label::read(sealed).as_ref() != Ok(label) {
+            return Err(not_opened());
+        }
+        message::open(&self.credential.to_host, Direction::ToHost, label, sealed).map_err(|_| not_opened())
+    }
+}
+
+fn not_opened() -> Problem {
+    Problem::new(
+        Code::NotOpened,
+        "an answer does not open: something between here and the hub changes messages, or it is not the hub",
+    )
+}
+
+/// How to reach the hub; nothing is connected yet.
+pub(crate) fn endpoint(config: &Config) -> Endpoint {
+    Endpoint::from(origin(config))
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+/// The hub's address with the path, if any, that goes before each method's.
+pub(crate) fn origin(config: &Config) -> Uri {
+    config
+        .endpoint
+        .parse()
+        .expect("the configuration accepts addresses alone")
+}
+
+/// A connection on which hub and host have agreed.
+pub(crate) struct Session {
+    pub(crate) channel: Channel,
+    pub(crate) origin: Uri,
+    pub(crate) sealer: Sealer,
+}
+
+impl Session {
+    /// Connects and says hello; takes over the hub's policies.
+    pub(crate) async fn open(shared: &Shared) -> Result<Self, Problem> {
+        let channel = endpoint(&shared.config).connect().await.map_err(|error| {
+            let sentence = format!(
+                "{} cannot be reached ({}): check main_server_endpoint and the network; everything is kept until then",
+                shared.config.endpoint,
+                root_cause(&error)
+            );
+            Problem::new(Code::HubUnavailable, sentence)
+        })?;
+        let sealer = Sealer::new(&shared.config, shared.incarnation);
+        let session = Self {
+            channel,
+            origin: origin(&shared.config),
+            sealer,
+        };
+        session.hello(shared).await?;
+        Ok(session)
+    }
+
+    /// Says hello, also to find out whether the link still answers.
+    pub(crate) async fn hello(&self, shared: &Shared) -> Result<(), Problem> {
+        let hello = v1::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            features: FEATURES.map(str::to_owned).to_vec(),
+            outbox_id: shared.outbox_id.as_bytes().to_vec().into(),
+            incarnation: shared.incarnation,
+            oldest_incarnation: shared.oldest_incarnation,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy_version: shared.lanes.policies().version,
+        };
+        let (label, sealed) = self.sealer.seal(Lane::Hello, &hello);
+        let mut call = tonic::Request::new(sealed);
+        call.set_timeout(shared.config.connect_timeout);
+        let mut client = SessionClient::with_origin(self.channel.clone(), self.origin.clone())
+            .max_decoding_message_size(SEALED_BYTES_MAX);
+        let answer = client.hello(call).await.map_err(|status| problem_of(&status))?;
+        let reply: v1::HelloReply = self.sealer.open(&label, &answer.into_inner())?;
+        match Code::try_from(reply.code).unwrap_or(Code::Internal) {
+            Code::None => {}
+            code => return Err(Problem::new(code, reply.message)),
+        }
+        if let Some(policies) = reply.policies {
+            shared.take_policies(Policies::from_wire(policies));
+        }
+        Ok(())
+    }
+}
+
+/// A gRPC status in our words.
+pub(crate) fn problem_of(status: &tonic::Status) -> Problem {
+    match status.code() {
+        tonic::Code::Unauthenticated => Problem::new(
+            Code::NotOpened,
+            "the hub does not open this host's messages: check that encryption_key is the line its operator gave, whole, \
+             and that the host was not revoked",
+        ),
+        tonic::Code::DeadlineExceeded => Problem::new(Code::HubUnavailable, "the hub did not answer in time"),
+        tonic::Code::Unimplemented => Problem::new(
+            Code::BadEndpoint,
+            "main_server_endpoint answers but is no p2p-sync hub: check host, port and path",
+        ),
+        code => Problem::new(
+            Code::HubUnavailable,
+            format!("the hub did not answer: {code:?}, {}", status.message()),
+        ),
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

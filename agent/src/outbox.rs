@@ -1,0 +1,570 @@
+//! The durable queue on disk: redb, ciphertext only.
+//!
+//! Each record is sealed under a data key of the outbox's own, which lies beside it wrapped by the host's credential,
+//! so that a stolen disk tells nothing and a new credential makes no record unreadable. All writing is done by one
+//! thread (see `spooler`); what is here knows nothing of threads.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use p2p_sync_proto::{
+    Code, Policies, Position, Problem,
+    envelope::{open_with, seal_with, unwrap_key, wrap_key},
+    keys::{Credential, SealKey},
+    v1::{self, Operation, SequenceRange},
+};
+use prost::{Message, bytes::Bytes};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use uuid::Uuid;
+
+type Key = (u64, u64);
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const OPERATIONS: TableDefinition<Key, &[u8]> = TableDefinition::new("operations");
+const WITHDRAWN: TableDefinition<Key, u64> = TableDefinition::new("withdrawn");
+const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_letters");
+
+/// Of the tables above; an agent refuses a newer one and keeps it as it is.
+const FORMAT_VERSION: u32 = 1;
+/// redb's own cache; records are read once, in order.
+const CACHE_BYTES: usize = 2 * 1024 * 1024;
+/// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
+/// of a copy-on-write file needs pages too.
+const RESERVE_BYTES: usize = 2 * 1024 * 1024;
+/// Dead letters kept; the oldest give way.
+const DEAD_LETTERS_MAX: u64 = 100_000;
+
+/// One operation as it lies in the outbox.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Record {
+    /// Canonical bytes of the `Operation`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) operation: Bytes,
+    #[prost(bool, tag = "2")]
+    pub(crate) critical: bool,
+    #[prost(bool, tag = "3")]
+    pub(crate) every: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DeadRecord {
+    #[prost(bytes = "bytes", tag = "1")]
+    operation: Bytes,
+    #[prost(int32, tag = "2")]
+    code: i32,
+    #[prost(string, tag = "3")]
+    reason: String,
+    #[prost(uint64, tag = "4")]
+    at_ms: u64,
+}
+
+/// An operation that will never apply, kept readable with its reason.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Where it stood in the host's order.
+    pub position: Position,
+    /// The operation; `None` where the record itself was damaged.
+    pub operation: Option<Operation>,
+    /// Why.
+    pub problem: Problem,
+    /// When it was set aside, milliseconds since 1970 by the host's clock.
+    pub at_ms: u64,
+}
+
+/// One change to the outbox.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Insert(Position, Record),
+    Remove(Position),
+    /// Never to be sent: the position is remembered until the hub has been told.
+    Withdraw(Position),
+    WithdrawnTold(Vec<SequenceRange>),
+    /// Removed, and kept as a dead letter.
+    Bury(Position, Bytes, Problem),
+    Policies(Policies),
+}
+
+/// What was found when the outbox was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) operations: u64,
+    pub(crate) first: Option<Position>,
+    pub(crate) last: Option<Position>,
+    /// The last unsettled operation of each path kept as `every`.
+    pub(crate) tails: HashMap<String, Position>,
+    pub(crate) withdrawn: Vec<SequenceRange>,
+    pub(crate) policies: Option<Policies>,
+}
+
+pub(crate) struct Outbox {
+    folder: PathBuf,
+    /// `None` after an I/O error, until it could be opened again.
+    database: Option<Database>,
+    key: SealKey,
+    id: Uuid,
+    incarnation: u64,
+    /// Of sealed records.
+    bytes: u64,
+    operations: u64,
+}
+
+impl Outbox {
+    /// Opens the outbox in a folder, making it if there is none, and begins a new incarnation on disk.
+    pub(crate) fn open(folder: &Path, credential: &Credential) -> Result<(Self, Found), Problem> {
+        fs::create_dir_all(folder).map_err(|error| unreadable(folder, &error))?;
+        let database = open_database(folder)?;
+        let meta = read_meta(&database).map_err(|error| unreadable(folder, &error))?;
+        check_format(folder, &meta)?;
+        let (id, key) = match (read_uuid(&meta, "id"), meta.get("data_key")) {
+            (Some(id), Some(wrapped)) => {
+                let key = unwrap_key(&credential.wrapping_key(), wrapped).map_err(|_| other_credential(folder))?;
+                (id, key)
+            }
+            _ => (Uuid::new_v4(), SealKey::generate()),
+        };
+        let before = read_number(&meta, "incarnation").unwrap_or(0);
+        // A first incarnation begins where no earlier outbox of this host can have been: the hub refuses it if one was.
+        let incarnation = if before == 0 { now_ms() / 1000 } else { before + 1 };
+        let mut outbox = Self {
+            folder: folder.to_owned(),
+            database: None,
+            key,
+            id,
+            incarnation,
+            bytes: 0,
+            operations: 0,
+        };
+        outbox
+            .begin(&database, credential)
+            .map_err(|error| unreadable(folder, &error))?;
+        outbox.database = Some(database);
+        let found = outbox.survey(meta.get("policies").cloned())?;
+        if let Err(error) = outbox.make_reserve() {
+            tracing::warn!(%error, "no space could be set aside for draining a full disk");
+        }
+        Ok((outbox, found))
+    }
+
+    fn begin(&self, database: &Database, credential: &Credential) -> Result<(), redb::Error> {
+        let write = database.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("format_version", FORMAT_VERSION.to_be_bytes().as_slice())?;
+            meta.insert("id", self.id.as_bytes().as_slice())?;
+            meta.insert("data_key", wrap_key(&credential.wrapping_key(), &self.key).as_slice())?;
+            meta.insert("incarnation", self.incarnation.to_be_bytes().as_slice())?;
+            write.open_table(OPERATIONS)?;
+            write.open_table(WITHDRAWN)?;
+            write.open_table(DEAD_LETTERS)?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Reads all records once: counts them, finds the tails of `every` paths, sets damaged ones aside.
+    fn survey(&mut self, policies: Option<Vec<u8>>) -> Result<Found, Problem> {
+        let mut found = Found {
+            policies: policies.and_then(|bytes| read_policies(&bytes)),
+            ..Found::default()
+        };
+        let mut from = Position {
+            incarnation: 0,
+            sequence: 0,
+        };
+        let mut damaged = Vec::new();
+        loop {
+            let page = self
+                .read(from, 1024)
+                .map_err(|error| unreadable(&self.folder, &error))?;
+            let Some(last) = page.last().map(|(position, ..)| *position) else {
+                break;
+            };
+            for (position, sealed_bytes, record) in page {
+                self.bytes += sealed_bytes;
+                self.operations += 1;
+                let Some((record, operation)) = record.and_then(|record| {
+                    let operation = Operation::decode(record.operation.clone()).ok()?;
+                    Some((record, operation))
+                }) else {
+                    damaged.push(Change::Bury(position, Bytes::new(), damaged_record(position)));
+                    continue;
+                };
+                found.operations += 1;
+                found.first.get_or_insert(position);
+                found.last = Some(position);
+                if record.every {
+                    found.tails.insert(operation.path, position);
+                }
+            }
+            from = Position {
+                sequence: last.sequence + 1,
+                ..last
+            };
+        }
+        found.withdrawn = self
+            .read_withdrawn()
+            .map_err(|error| unreadable(&self.folder, &error))?;
+        found.withdrawn.extend(damaged.iter().filter_map(|change| match change {
+            Change::Bury(Position { incarnation, sequence }, ..) => Some(SequenceRange {
+                incarnation: *incarnation,
+                first: *sequence,
+                last: *sequence,
+            }),
+            _ => None,
+        }));
+        self.commit(&damaged)
+            .map_err(|error| unreadable(&self.folder, &error))?;
+        Ok(found)
+    }
+
+    /// Made with the outbox; tells two outboxes of one host apart.
+    pub(crate) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Grows each time the outbox is opened.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Of sealed records.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Records on disk.
+    pub(crate) fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Applies changes in one commit, which is on disk when this returns.
+    ///
+    /// After an error nothing of it holds and the file has been closed: an fsync that failed is never tried again on
+    /// the same descriptor, since the kernel may have dropped the pages. [`Self::reopen`] before the next commit.
+    pub(crate) fn commit(&mut self, changes: &[Change]) -> Result<(), redb::Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let database = self.database.as_ref().ok_or_else(closed)?;
+        let committed = self.write(database, changes);
+        match committed {
+            Ok((bytes, operations)) => {
+                (self.bytes, self.operations) = (bytes, operations);
+                Ok(())
+            }
+            Err(error) => {
+                self.database = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&self, database: &Database, changes: &[Change]) -> Result<(u64, u64), redb::Error> {
+        let (mut bytes, mut operations) = (self.bytes, self.operations);
+        let write = database.begin_write()?;
+        {
+            let mut table = write.open_table(OPERATIONS)?;
+            let mut withdrawn = write.open_table(WITHDRAWN)?;
+            let mut dead = write.open_table(DEAD_LETTERS)?;
+            let mut meta = write.open_table(META)?;
+            let mut take_out = |position: &Position| -> Result<(), redb::Error> {
+                if let Some(old) = table.remove(key(*position))? {
+                    bytes -= old.value().len() as u64;
+                    operations -= 1;
+                }
+                Ok(())
+            };
+            for change in changes {
+                match change {
+                    Change::Insert(..) => {}
+                    Change::Remove(position) => take_out(position)?,
+                    Change::Withdraw(position) => {
+                        take_out(position)?;
+                        withdrawn.insert(key(*position), position.sequence)?;
+                    }
+                    Change::WithdrawnTold(ranges) => {
+                        for range in ranges {
+                            withdrawn.remove((range.incarnation, range.first))?;
+                        }
+                    }
+                    Change::Bury(position, operation, problem) => {
+                        take_out(position)?;
+                        let sealed = self.seal_dead(*position, operation, problem);
+                        dead.insert(key(*position), sealed.as_slice())?;
+                        if problem.code == Code::DamagedRecord {
+                            withdrawn.insert(key(*position), position.sequence)?;
+                        }
+                    }
+                    Change::Policies(policies) => {
+                        meta.insert("policies", policies.to_wire().encode_to_vec().as_slice())?;
+                    }
+                }
+            }
+            let gone = removed(changes);
+            for change in changes {
+                if let Change::Insert(position, record) = change
+                    && !gone.contains(position)
+                {
+                    let sealed = seal_with(&self.key, &self.purpose(b'o', *position), &record.encode_to_vec());
+                    bytes += sealed.len() as u64;
+                    operations += 1;
+                    table.insert(key(*position), sealed.as_slice())?;
+                }
+            }
+            while redb::ReadableTableMetadata::len(&dead)? > DEAD_LETTERS_MAX {
+                dead.pop_first()?;
+            }
+        }
+        write.commit()?;
+        Ok((bytes, operations))
+    }
+
+    /// Opens the file again after an error.
+    pub(crate) fn reopen(&mut self) -> Result<(), Problem> {
+        if self.database.is_none() {
+            self.database = Some(open_database(&self.folder)?);
+        }
+        Ok(())
+    }
+
+    /// Gives up the space set aside, so that what is queued can drain.
+    pub(crate) fn give_up_reserve(&self) {
+        // Not there is as good as removed.
+        let _ = fs::remove_file(self.reserve());
+    }
+
+    /// Sets the space aside again; an error while the disk is still full.
+    pub(crate) fn make_reserve(&self) -> io::Result<()> {
+        let path = self.reserve();
+        if path.metadata().is_ok_and(|file| file.len() == RESERVE_BYTES as u64) {
+            return Ok(());
+        }
+        let made = (|| {
+            let mut file = File::create(&path)?;
+            file.write_all(&vec![0; RESERVE_BYTES])?;
+            file.sync_all()
+        })();
+        made.inspect_err(|_| self.give_up_reserve())
+    }
+
+    /// Gives unused pages back to the disk. Worth it when a full outbox has drained.
+    pub(crate) fn compact(&mut self) {
+        if let Some(database) = &mut self.database
+            && let Err(error) = database.compact()
+        {
+            tracing::warn!(%error, "the outbox could not be compacted");
+        }
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.folder.join("outbox.reserve")
+    }
+
+    /// Reads records from a position on, in order: position, sealed size, and the record unless it is damaged.
+    pub(crate) fn read(
+        &self,
+        from: Position,
+        records_max: usize,
+    ) -> Result<Vec<(Position, u64, Option<Record>)>, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let table = read.open_table(OPERATIONS)?;
+        let mut page = Vec::new();
+        for row in table.range(key(from)..)?.take(records_max) {
+            let (position, sealed) = row?;
+            let position = at(position.value());
+            let opened = open_with(&self.key, &self.purpose(b'o', position), sealed.value()).ok();
+            let record = opened.and_then(|plain| Record::decode(plain.as_slice()).ok());
+            page.push((position, sealed.value().len() as u64, record));
+        }
+        Ok(page)
+    }
+
+    fn read_withdrawn(&self) -> Result<Vec<SequenceRange>, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let table = read.open_table(WITHDRAWN)?;
+        let mut ranges = Vec::new();
+        for row in table.iter()? {
+            let (first, last) = row?;
+            let (incarnation, first) = first.value();
+            ranges.push(SequenceRange {
+                incarnation,
+                first,
+                last: last.value(),
+            });
+        }
+        Ok(ranges)
+    }
+
+    /// The newest dead letters, newest first.
+    pub(crate) fn dead_letters(&self, letters_max: usize) -> Result<Vec<DeadLetter>, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let table = read.open_table(DEAD_LETTERS)?;
+        let mut letters = Vec::new();
+        for row in table.iter()?.rev().take(letters_max) {
+            let (position, sealed) = row?;
+            let position = at(position.value());
+            let opened = open_with(&self.key, &self.purpose(b'd', position), sealed.value()).ok();
+            let dead = opened.and_then(|plain| DeadRecord::decode(plain.as_slice()).ok());
+            letters.push(match dead {
+                None => DeadLetter {
+                    position,
+                    operation: None,
+                    problem: damaged_record(position),
+                    at_ms: 0,
+                },
+                Some(dead) => DeadLetter {
+                    position,
+                    operation: Operation::decode(dead.operation)
+                        .ok()
+                        .filter(|operation| !operation.path.is_empty()),
+                    problem: Problem::new(Code::try_from(dead.code).unwrap_or(Code::Internal), dead.reason),
+                    at_ms: dead.at_ms,
+                },
+            });
+        }
+        Ok(letters)
+    }
+
+    fn seal_dead(&self, position: Position, operation: &Bytes, problem: &Problem) -> Vec<u8> {
+        let dead = DeadRecord {
+            operation: operation.clone(),
+            code: problem.code.into(),
+            reason: problem.sentence.clone(),
+            at_ms: now_ms(),
+        };
+        seal_with(&self.key, &self.purpose(b'd', position), &dead.encode_to_vec())
+    }
+
+    /// Associated data: a record opens only in this outbox, in its table, at its position.
+    fn purpose(&self, table: u8, position: Position) -> Vec<u8> {
+        let mut purpose = b"p2p-sync outbox record 1".to_vec();
+        purpose.push(table);
+        purpose.extend_from_slice(self.id.as_bytes());
+        purpose.extend_from_slice(&position.incarnation.to_be_bytes());
+        purpose.extend_from_slice(&position.sequence.to_be_bytes());
+        purpose
+    }
+}
+
+/// Positions that a group of changes takes out again: settled before they were ever written.
+fn removed(changes: &[Change]) -> std::collections::HashSet<Position> {
+    changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Remove(position) | Change::Withdraw(position) | Change::Bury(position, ..) => Some(*position),
+            _ => None,
+        })
+        .collect()
+}
+
+fn open_database(folder: &Path) -> Result<Database, Problem> {
+    let file = folder.join("outbox.redb");
+    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create(&file);
+    opened.map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => Problem::new(
+            Code::DataDirectoryInUse,
+            format!(
+                "the outbox in {} is in use by another agent: stop it, or give this one an outbox_path of its own",
+                folder.display()
+            ),
+        ),
+        error => unreadable(folder, &error),
+    })
+}
+
+fn read_meta(database: &Database) -> Result<HashMap<String, Vec<u8>>, redb::Error> {
+    let write = database.begin_write()?;
+    let mut meta = HashMap::new();
+    {
+        let table = write.open_table(META)?;
+        for row in table.iter()? {
+            let (name, value) = row?;
+            meta.insert(name.value().to_owned(), value.value().to_vec());
+        }
+    }
+    write.abort()?;
+    Ok(meta)
+}
+
+fn check_format(folder: &Path, meta: &HashMap<String, Vec<u8>>) -> Result<(), Problem> {
+    let version = meta
+        .get("format_version")
+        .and_then(|bytes| bytes.as_slice().try_into().ok())
+        .map(u32::from_be_bytes);
+    match version {
+        None | Some(FORMAT_VERSION) => Ok(()),
+        Some(newer) => Err(Problem::new(
+            Code::OutboxUnreadable,
+            format!(
+                "the outbox in {} has format {newer}, this agent knows {FORMAT_VERSION}: run the newer agent again",
+                folder.display()
+            ),
+        )),
+    }
+}
+
+fn read_policies(bytes: &[u8]) -> Option<Policies> {
+    v1::Policies::decode(bytes).ok().map(Policies::from_wire)
+}
+
+fn read_uuid(meta: &HashMap<String, Vec<u8>>, name: &str) -> Option<Uuid> {
+    Uuid::from_slice(meta.get(name)?).ok()
+}
+
+fn read_number(meta: &HashMap<String, Vec<u8>>, name: &str) -> Option<u64> {
+    meta.get(name)?.as_slice().try_into().ok().map(u64::from_be_bytes)
+}
+
+fn key(position: Position) -> Key {
+    (position.incarnation, position.sequence)
+}
+
+fn at((incarnation, sequence): Key) -> Position {
+    Position { incarnation, sequence }
+}
+
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn closed() -> redb::Error {
+    redb::Error::Io(io::Error::other("the outbox is closed after an error"))
+}
+
+/// Whether an error says that the disk, or the quota on it, is full.
+pub(crate) fn is_full(error: &redb::Error) -> bool {
+    matches!(error, redb::Error::Io(io) if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+fn damaged_record(position: Position) -> Problem {
+    Problem::new(
+        Code::DamagedRecord,
+        format!("the outbox's record {position} does not open: the disk may be failing; the rest goes on"),
+    )
+}
+
+fn unreadable(folder: &Path, error: &dyn std::error::Error) -> Problem {
+    Problem::new(
+        Code::OutboxUnreadable,
+        format!(
+            "the outbox in {} cannot be used: {error}; check the disk and the folder's rights",
+            folder.display()
+        ),
+    )
+}
+
+fn other_credential(folder: &Path) -> Problem {
+    Problem::new(
+        Code::OutboxUnreadable,
+        format!(
+            "the outbox in {} was made under another credential: put that one back until it is drained, or give this \
+             one an outbox_path of its own",
+            folder.display()
+        ),
+    )
+}

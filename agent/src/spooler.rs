@@ -1,0 +1,310 @@
+//! The one thread that writes the outbox: groups what was taken and what was settled into commits.
+//!
+//! It looks every few milliseconds instead of being woken for each operation, because waking a thread costs a caller
+//! more than everything else an enqueue does. After a second without work it sleeps, and the next caller wakes it once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use p2p_sync_proto::{Code, Position, Problem, ids, v1::Operation};
+use prost::Message as _;
+
+use crate::{
+    agent::Shared,
+    outbox::{Change, Outbox, Record, is_full},
+    pending::Entry,
+    results::{OperationState, Settled},
+};
+
+/// What is taken is on disk within this and one commit.
+const COMMIT_WINDOW: Duration = Duration::from_millis(5);
+/// Without work for so long, the thread sleeps until it is woken.
+const SLEEP_AFTER: Duration = Duration::from_secs(1);
+/// How often a full or failing disk is tried again.
+const DISK_RETRY: Duration = Duration::from_millis(500);
+/// A full outbox takes operations again when it has drained to this part of its bound.
+const REFILL_BELOW: f64 = 0.9;
+/// Records read back from disk at a time.
+const PAGE_RECORDS: usize = 1024;
+
+/// Wakes the spooler, if it sleeps.
+#[derive(Default)]
+pub(crate) struct Alarm {
+    asleep: AtomicBool,
+    thread: std::sync::OnceLock<Thread>,
+}
+
+impl Alarm {
+    /// Called after each enqueue: one load of a flag that hardly ever changes.
+    pub(crate) fn ring_if_asleep(&self) {
+        if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Wakes the spooler now.
+    pub(crate) fn ring(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+pub(crate) struct Spooler {
+    shared: Arc<Shared>,
+    spool: crossbeam_channel::Receiver<Entry>,
+    outbox: Outbox,
+    /// Changes whose commit failed.
+    unwritten: Vec<Change>,
+    disk_tried: Instant,
+    busy: Instant,
+}
+
+impl Spooler {
+    pub(crate) fn new(shared: Arc<Shared>, spool: crossbeam_channel::Receiver<Entry>, outbox: Outbox) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            spool,
+            outbox,
+            unwritten: Vec::new(),
+            disk_tried: now,
+            busy: now,
+        }
+    }
+
+    /// Runs until the agent stops, and then until what was taken is on disk.
+    pub(crate) fn run(mut self) {
+        // Set once: this is the alarm's only thread.
+        let _ = self.shared.alarm.thread.set(thread::current());
+        loop {
+            let stopping = self.shared.is_stopping();
+            let worked = self.round();
+            if stopping && self.spool.is_empty() {
+                self.round();
+                return;
+            }
+            if worked {
+                self.busy = Instant::now();
+            }
+            self.rest();
+        }
+    }
+
+    fn rest(&self) {
+        if self.busy.elapsed() < SLEEP_AFTER || !self.unwritten.is_empty() || self.shared.is_disk_full() {
+            return thread::park_timeout(COMMIT_WINDOW);
+        }
+        self.shared.alarm.asleep.store(true, Ordering::SeqCst);
+        // What came before the flag was seen would not have rung.
+        if self.spool.is_empty() {
+            thread::park_timeout(SLEEP_AFTER);
+        }
+        self.shared.alarm.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// One group: what was settled, what was taken, and what memory has room for.
+    fn round(&mut self) -> bool {
+        // Settlements first: what they settle was taken before, and is in this group or an earlier one.
+        let mut changes = std::mem::take(&mut self.unwritten);
+        changes.append(&mut self.shared.take_changes());
+        if self.shared.is_disk_full() {
+            return self.round_on_full_disk(changes);
+        }
+        let entries: Vec<Entry> = self.spool.try_iter().collect();
+        let worked = !changes.is_empty() || !entries.is_empty();
+        self.commit(changes, entries);
+        self.read_backlog();
+        self.shared.serve_requests(&self.outbox);
+        self.shared.report(&self.outbox);
+        worked
+    }
+
+    fn commit(&mut self, mut changes: Vec<Change>, entries: Vec<Entry>) {
+        let settlements = changes.len();
+        changes.extend(entries.iter().map(insertion));
+        match self.outbox.commit(&changes) {
+            Ok(()) => {
+                self.spooled(entries);
+                if self.outbox.bytes() >= self.shared.config.outbox_bytes_max {
+                    self.shared.set_disk_full(true);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the outbox cannot be written: operations are kept in memory alone");
+                changes.truncate(settlements);
+                self.unwritten = changes;
+                self.shared.set_disk_full(true);
+                if is_full(&error) {
+                    self.outbox.give_up_reserve();
+                }
+                self.disk_tried = Instant::now();
+                self.keep_in_memory(entries);
+            }
+        }
+    }
+
+    /// Hands what is now on disk to the link.
+    fn spooled(&self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        self.shared.absorb_critical();
+        for mut entry in entries {
+            self.shared.release_spool_bytes(entry.payload_bytes);
+            entry.spooled = true;
+            let spooled = Settled::plain(OperationState::Spooled);
+            self.shared.results.note(entry.operation_id, entry.position, spooled);
+            if entry.critical {
+                self.shared.pending().mark_spooled(entry.position);
+            } else {
+                self.shared.push(entry);
+            }
+        }
+        self.shared.bulk_wake.notify_one();
+    }
+
+    /// What no disk takes is sent from memory; `latest` operations take the place of older ones of their path.
+    fn keep_in_memory(&self, entries: Vec<Entry>) {
+        self.shared.absorb_critical();
+        for entry in entries {
+            self.shared.release_spool_bytes(entry.payload_bytes);
+            if !entry.every {
+                let replaced = self.shared.pending().replace_waiting(&entry.path);
+                self.shared.superseded(replaced);
+            }
+            if !entry.critical {
+                self.shared.push(entry);
+            }
+        }
+        self.shared.bulk_wake.notify_one();
+    }
+
+    /// While the disk takes nothing: drains, keeps what memory has room for, and tries the disk now and then.
+    fn round_on_full_disk(&mut self, changes: Vec<Change>) -> bool {
+        self.unwritten = changes;
+        let room = self
+            .shared
+            .config
+            .queue_ops_max
+            .saturating_sub(self.shared.pending().len());
+        let entries: Vec<Entry> = self.spool.try_iter().take(room).collect();
+        self.keep_in_memory(entries);
+        let due = self.disk_tried.elapsed() >= DISK_RETRY || self.shared.is_stopping();
+        if due && let Err(error) = self.try_disk() {
+            tracing::debug!(%error, "the outbox still cannot be written");
+        }
+        self.shared.report(&self.outbox);
+        true
+    }
+
+    fn try_disk(&mut self) -> Result<(), Problem> {
+        self.disk_tried = Instant::now();
+        self.outbox.reopen()?;
+        let failed = |error: redb::Error| Problem::new(Code::DiskError, error.to_string());
+        let changes = std::mem::take(&mut self.unwritten);
+        if let Err(error) = self.outbox.commit(&changes) {
+            self.unwritten = changes;
+            if is_full(&error) {
+                self.outbox.give_up_reserve();
+            }
+            return Err(failed(error));
+        }
+        self.read_backlog();
+        #[allow(clippy::cast_precision_loss)]
+        let is_roomy = (self.outbox.bytes() as f64) < self.shared.config.outbox_bytes_max as f64 * REFILL_BELOW;
+        if !is_roomy {
+            return Ok(());
+        }
+        if self.outbox.make_reserve().is_err() {
+            if self.outbox.operations() > 0 {
+                return Ok(());
+            }
+            // Drained, and the file still holds what the disk lacks.
+            self.outbox.compact();
+            self.outbox
+                .make_reserve()
+                .map_err(|error| Problem::new(Code::DiskError, error.to_string()))?;
+        }
+        let entries = self.shared.pending().unspooled();
+        self.outbox
+            .commit(&entries.iter().map(insertion).collect::<Vec<_>>())
+            .map_err(failed)?;
+        for entry in entries {
+            if self.shared.pending().mark_spooled(entry.position) {
+                let spooled = Settled::plain(OperationState::Spooled);
+                self.shared.results.note(entry.operation_id, entry.position, spooled);
+            } else {
+                self.unwritten.push(Change::Remove(entry.position));
+            }
+        }
+        self.shared.set_disk_full(false);
+        tracing::info!("the outbox can be written again");
+        Ok(())
+    }
+
+    /// Reads back what was left to the disk, as memory has room.
+    fn read_backlog(&self) {
+        let Some((from, to, room)) = self.shared.pending().wants_backlog() else {
+            return;
+        };
+        let records_max = room.min(PAGE_RECORDS);
+        let page = match self.outbox.read(from, records_max) {
+            Ok(page) => page,
+            Err(error) => return tracing::error!(%error, "the outbox cannot be read"),
+        };
+        let next = page
+            .last()
+            .filter(|_| page.len() == records_max)
+            .map(|(last, ..)| Position {
+                sequence: last.sequence + 1,
+                ..*last
+            });
+        for (position, _, record) in page {
+            if position > to {
+                break;
+            }
+            match record.and_then(|record| entry_of(position, record)) {
+                Some(entry) => {
+                    let spooled = Settled::plain(OperationState::Spooled);
+                    self.shared.results.note(entry.operation_id, position, spooled);
+                    self.shared.pending().push_backlog(entry);
+                }
+                None => self.shared.set_aside_damaged(position),
+            }
+        }
+        self.shared.pending().backlog_read_to(next);
+        self.shared.bulk_wake.notify_one();
+    }
+}
+
+fn insertion(entry: &Entry) -> Change {
+    let record = Record {
+        operation: entry.bytes.clone(),
+        critical: entry.critical,
+        every: entry.every,
+    };
+    Change::Insert(entry.position, record)
+}
+
+fn entry_of(position: Position, record: Record) -> Option<Entry> {
+    let operation = Operation::decode(record.operation.clone()).ok()?;
+    Some(Entry {
+        position,
+        operation_id: ids::read_id(&operation.operation_id)?,
+        path: operation.path.into(),
+        every: record.every,
+        // What was left to the disk is late already: it goes by bulk, behind nothing critical.
+        critical: false,
+        predecessor: operation.predecessor.map(Into::into),
+        bytes: record.operation,
+        payload_bytes: 0,
+        spooled: true,
+    })
+}
