@@ -236,8 +236,8 @@ fn settled_by(outcome: v1::Outcome) -> Option<Settled> {
     let code = Code::try_from(outcome.code).unwrap_or(Code::Internal);
     let problem = (code != Code::None).then(|| Problem::new(code, outcome.message));
     let state = match v1::OutcomeState::try_from(outcome.state) {
-        Ok(v1::OutcomeState::Applied) => OperationState::Applied,
-        Ok(v1::OutcomeState::Superseded) => OperationState::Superseded,
+        // The hub has the path at this version or a newer one: that is what applied means.
+        Ok(v1::OutcomeState::Applied | v1::OutcomeState::Superseded) => OperationState::Applied,
         Ok(v1::OutcomeState::Rejected) => OperationState::Rejected,
         Ok(v1::OutcomeState::Limbo) => OperationState::Limbo,
         Ok(v1::OutcomeState::NotYet) | Err(_) => return None,

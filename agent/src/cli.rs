@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::{BufReader, Write as _, stdin, stdout},
+    io::{BufReader, IsTerminal as _, Write as _, stdin, stdout},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -165,6 +165,7 @@ fn start_logging(debug: bool) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }
 

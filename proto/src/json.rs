@@ -68,7 +68,7 @@ fn describe(error: &serde_json::Error) -> Problem {
     let text = error.to_string();
     if text.contains("surrogate") || text.contains("hex escape") {
         let sentence = format!(
-            "the payload has an unpaired surrogate at line {} column {}",
+            "the payload has an unpaired surrogate at line {} column {}: write both halves of the character, or leave it out",
             error.line(),
             error.column()
         );
@@ -76,7 +76,7 @@ fn describe(error: &serde_json::Error) -> Problem {
     }
     if text.contains("number out of range") {
         let sentence = format!(
-            "a number at line {} column {} is too large",
+            "a number at line {} column {} is too large: send it as a string",
             error.line(),
             error.column()
         );

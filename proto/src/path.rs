@@ -173,7 +173,7 @@ fn split(text: &str) -> Result<Parts<'_>, Problem> {
     let data_type = SyncDataType::from_str_name(name).ok_or_else(|| {
         Problem::new(
             Code::UnknownType,
-            format!("path {text:?} names the unknown type {name:?}"),
+            format!("path {text:?} names the unknown type {name:?}: write <owner>/<TYPE>, e.g. prontera/MAP_STATE"),
         )
     })?;
     let entity = segments.next();

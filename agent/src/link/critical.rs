@@ -1,12 +1,15 @@
 //! The critical lane's connection: unary calls, several in flight, each with what was there at its moment.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use p2p_sync_proto::{
-    Problem,
+    Code, Problem,
     envelope::Lane,
     limits::{CRITICAL_IN_FLIGHT_MAX, SEALED_BYTES_MAX},
     v1::{self, critical_client::CriticalClient},
@@ -19,6 +22,8 @@ use tokio::{
 use super::session::{Session, problem_of};
 use crate::{agent::Shared, pending::Flight};
 
+/// So many calls in a row without an answer in time, and the connection is made anew.
+const SILENT_CALLS_MAX: u32 = 3;
 /// An idle connection is tried this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -47,6 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
     let in_flight = Arc::new(Semaphore::new(CRITICAL_IN_FLIGHT_MAX));
     let (failed, mut failure) = mpsc::channel(1);
+    let silent = Arc::new(AtomicU32::new(0));
     let client = CriticalClient::with_origin(session.channel.clone(), session.origin.clone())
         .max_decoding_message_size(SEALED_BYTES_MAX);
     loop {
@@ -60,7 +66,13 @@ async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
                 }
             }
             (flight, permit) = next(shared, &in_flight) => {
-                let call = Call { shared: shared.clone(), client: client.clone(), failed: failed.clone(), _permit: permit };
+                let call = Call {
+                    shared: shared.clone(),
+                    client: client.clone(),
+                    failed: failed.clone(),
+                    silent: silent.clone(),
+                    _permit: permit,
+                };
                 tokio::spawn(call.send(session.sealer.clone(), flight));
             }
         }
@@ -88,6 +100,8 @@ struct Call {
     shared: Arc<Shared>,
     client: CriticalClient<tonic::transport::Channel>,
     failed: mpsc::Sender<Problem>,
+    /// Calls in a row that were not answered.
+    silent: Arc<AtomicU32>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -106,28 +120,54 @@ impl Call {
         request.set_timeout(limit);
         // The deadline is the hub's to keep; this one is for a hub that does not answer at all.
         let answer = match timeout(limit * 2, self.client.apply(request)).await {
-            Ok(Ok(answer)) => sealer.open::<v1::BatchReply>(&label, &answer.into_inner()),
-            Ok(Err(status)) => Err(problem_of(&status)),
-            Err(_) => Err(problem_of(&tonic::Status::deadline_exceeded(""))),
+            Ok(Ok(answer)) => sealer
+                .open::<v1::BatchReply>(&label, &answer.into_inner())
+                .map_err(Failure::Broken),
+            Ok(Err(status)) => Err(Failure::of(&status)),
+            Err(_) => Err(Failure::of(&tonic::Status::deadline_exceeded(""))),
         };
         match answer {
             Ok(reply) => {
+                self.silent.store(0, Ordering::Relaxed);
                 self.shared.link.set_answers(true);
                 self.shared.answer(&flight, reply);
             }
-            Err(problem) => {
+            Err(failure) => {
                 let shared = &self.shared;
                 shared
                     .pending()
                     .put_back(&flight, Instant::now(), |attempts| shared.delay(attempts));
                 shared.link.set_answers(false);
-                // One report is enough to end the session.
-                let _ = self.failed.try_send(problem);
+                let silent_calls = self.silent.fetch_add(1, Ordering::Relaxed) + 1;
+                match failure {
+                    Failure::Busy(_) if silent_calls < SILENT_CALLS_MAX => {}
+                    Failure::Busy(problem) | Failure::Broken(problem) => {
+                        // One report is enough to end the session.
+                        let _ = self.failed.try_send(problem);
+                    }
+                }
             }
         }
     }
 }
 
+/// Why a call was not answered.
+enum Failure {
+    /// The hub has no time: no reason to connect again.
+    Busy(Problem),
+    Broken(Problem),
+}
+
+impl Failure {
+    fn of(status: &tonic::Status) -> Self {
+        let problem = problem_of(status);
+        match status.code() {
+            tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted => Self::Busy(problem),
+            _ => Self::Broken(problem),
+        }
+    }
+}
+
 fn stopped() -> Problem {
-    Problem::new(p2p_sync_proto::Code::ShutDown, "the agent is shutting down")
+    Problem::new(Code::ShutDown, "the agent is shutting down")
 }

@@ -150,6 +150,7 @@ pub(crate) fn problem_of(status: &tonic::Status) -> Problem {
              and that the host was not revoked",
         ),
         tonic::Code::DeadlineExceeded => Problem::new(Code::HubUnavailable, "the hub did not answer in time"),
+        tonic::Code::ResourceExhausted => Problem::new(Code::RateLimited, status.message()),
         tonic::Code::Unimplemented => Problem::new(
             Code::BadEndpoint,
             "main_server_endpoint answers but is no p2p-sync hub: check host, port and path",
