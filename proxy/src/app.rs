@@ -1,0 +1,289 @@
+//! The proxy as a whole: built from its settings, served, drained.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use p2p_sync_proto::{Code, Problem, settings::Problems, v1};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+use tonic::{
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+    transport::Server,
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    cache::Cache,
+    config::{Admission, Config, Database},
+    ingress::Ingress,
+    keyring::Keyring,
+    listener::connections,
+    open::Opener,
+    pipeline::{Hub, READS_MAX, Writes},
+    publish::Publisher,
+    redis_client,
+    store::{Claim, Store},
+    validate::types_file::Rules,
+};
+
+/// Between two questions whether the database answers.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two rounds of maintenance.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_hours(1);
+/// How long a shutdown waits for calls and streams, and then for writes.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Streams that a connection may open and reset without having been served, before it is cut.
+const RESET_STREAMS_MAX: usize = 64;
+
+/// A proxy that holds its port, its database and its keys, and has yet to serve.
+#[derive(Debug)]
+pub struct App {
+    hub: Arc<Hub>,
+    listener: TcpListener,
+    admission: Admission,
+    draining: watch::Sender<bool>,
+    /// The right to be the only proxy on the database, where that is needed.
+    claim: Option<Claim>,
+}
+
+impl App {
+    /// Takes hold of everything that serving needs; what is wrong is told here, before anything is served.
+    pub async fn build(config: &Config) -> Result<Self, Problems> {
+        let rules = Rules::load(config.types_file.as_deref())?;
+        Self::build_with(config, rules)
+            .await
+            .map_err(|problem| Problems(vec![problem]))
+    }
+
+    async fn build_with(config: &Config, rules: Rules) -> Result<Self, Problem> {
+        let listener = bind(config.listen).await?;
+        let store = Store::connect(&config.store()).await?;
+        // After the database, whose folder it may lie in.
+        let keyring = load_keyring(&config.database, &config.keyring_file)?;
+        let timeline = store.timeline().await?;
+        let (cache, publisher, claim) = match &config.redis {
+            None => (
+                Cache::process(config.cache),
+                Publisher::process(),
+                Some(store.claim_single_proxy().await?),
+            ),
+            Some(redis) => {
+                let connection = redis_client::connect(redis).map_err(|error| {
+                    let sentence = format!("the settings of Redis cannot be used ({error}): check redis_host");
+                    Problem::new(Code::RedisUnreachable, sentence)
+                })?;
+                let cache = Cache::redis(connection.clone(), &redis.prefix, config.cache);
+                (cache, Publisher::redis(connection, &redis.prefix), None)
+            }
+        };
+        let (draining, drained) = watch::channel(false);
+        let hub = Hub {
+            opener: Opener::new(keyring, store.clone()),
+            rules,
+            store,
+            cache,
+            publisher,
+            timeline: timeline.into(),
+            writes: Writes::default(),
+            reads: Semaphore::new(READS_MAX),
+            draining: drained,
+        };
+        Ok(Self {
+            hub: Arc::new(hub),
+            listener,
+            admission: config.admission,
+            draining,
+            claim,
+        })
+    }
+
+    /// The address that is listened on.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` is over, then lets what was begun come to its end, within bounds.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Problem> {
+        let Self {
+            hub,
+            listener,
+            admission,
+            draining,
+            claim,
+        } = self;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let mut background = JoinSet::new();
+        background.spawn(probe(Arc::clone(&hub), health.clone()));
+        background.spawn(maintain(hub.store.clone()));
+
+        let mut routes = Routes::builder();
+        routes.add_service(health_service);
+        add_reflection(&mut routes)?;
+        Ingress::new(Arc::clone(&hub)).add_to(&mut routes);
+        let incoming = connections(listener, admission.connections_max, GREETING_TIMEOUT);
+        let mut ended = hub.draining.clone();
+        let graceful = async move {
+            // An error means that the sender is gone, and with it the reason to serve.
+            let _over = ended.wait_for(|draining| *draining).await;
+        };
+        let serving = server(&admission)
+            .add_routes(routes.routes())
+            .serve_with_incoming_shutdown(incoming, graceful);
+        let mut serving = std::pin::pin!(serving);
+        let ended = tokio::select! {
+            served = &mut serving => served.map_err(|error| failed(&error)),
+            ended = async { tokio::select! { () = shutdown => Ok(()), problem = keep_claim(&hub, claim) => Err(problem) } } => {
+                tracing::info!("shutting down: what was begun comes to its end");
+                background.shutdown().await;
+                report(&health, ServingStatus::NotServing).await;
+                draining.send_replace(true);
+                let served = timeout(DRAIN_TIMEOUT, serving).await.unwrap_or_else(|_| {
+                    tracing::warn!("connections that did not end by themselves are cut");
+                    Ok(())
+                });
+                ended.and(served.map_err(|error| failed(&error)))
+            }
+        };
+        if timeout(DRAIN_TIMEOUT, hub.writes.drained()).await.is_err() {
+            tracing::warn!("writes are cut off that did not end in time; their senders send them again");
+        }
+        hub.cache.flushed().await;
+        hub.store.close().await;
+        ended
+    }
+}
+
+/// Returns when another proxy has taken the database, with what to do about it.
+async fn keep_claim(hub: &Hub, mut claim: Option<Claim>) -> Problem {
+    loop {
+        match &mut claim {
+            None => std::future::pending().await,
+            Some(claim) => claim.lost().await,
+        }
+        claim = loop {
+            match hub.store.claim_single_proxy().await {
+                Ok(claim) => break Some(claim),
+                Err(problem) if problem.code == Code::SecondProxy => return problem,
+                Err(_) => sleep(PROBE_INTERVAL).await,
+            }
+        };
+        // Another proxy may have written in between.
+        hub.cache.distrust();
+    }
+}
+
+fn failed(error: &tonic::transport::Error) -> Problem {
+    Problem::new(Code::Internal, format!("serving failed: {error}"))
+}
+
+/// The master keys; with an embedded database a first one is made where there is none.
+pub(crate) fn load_keyring(database: &Database, file: &Path) -> Result<Keyring, Problem> {
+    match database {
+        Database::Embedded(_) => Keyring::load_or_create(file),
+        Database::Server(_) => Keyring::load(file),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Problem> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Problem::new(
+            Code::PortInUse,
+            format!("another program listens on {address}: stop it, or set another port"),
+        ),
+        _ => Problem::new(
+            Code::BadValue,
+            format!("{address} cannot be listened on ({error}): check bind_address and port"),
+        ),
+    })
+}
+
+fn server(admission: &Admission) -> Server {
+    Server::builder()
+        .timeout(admission.request_timeout)
+        .max_concurrent_streams(admission.streams_per_connection_max)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+}
+
+fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let broken = |error| {
+        Problem::new(
+            Code::Internal,
+            format!("the descriptors of this build are broken: {error}"),
+        )
+    };
+    routes.add_service(builder().build_v1().map_err(broken)?);
+    // Older tools ask for this one.
+    routes.add_service(builder().build_v1alpha().map_err(broken)?);
+    Ok(())
+}
+
+/// Says SERVING only while the database answers.
+async fn probe(hub: Arc<Hub>, health: HealthReporter) {
+    let mut ticks = interval(PROBE_INTERVAL);
+    let mut answered = None;
+    loop {
+        ticks.tick().await;
+        let asked = timeout(PROBE_INTERVAL, hub.store.timeline()).await;
+        let answers = match asked {
+            Ok(Ok(timeline)) => {
+                hub.timeline.store(timeline, std::sync::atomic::Ordering::Relaxed);
+                true
+            }
+            Ok(Err(_)) | Err(_) => false,
+        };
+        if answered.replace(answers) != Some(answers) {
+            report(
+                &health,
+                if answers {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                },
+            )
+            .await;
+            tracing::info!(answers, "whether the database answers");
+        }
+    }
+}
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    for service in [
+        "",
+        v1::session_server::SessionServer::<Ingress>::NAME,
+        v1::critical_server::CriticalServer::<Ingress>::NAME,
+        v1::bulk_server::BulkServer::<Ingress>::NAME,
+        v1::pull_server::PullServer::<Ingress>::NAME,
+    ] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+async fn maintain(store: Store) {
+    let mut ticks = interval(MAINTENANCE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match store.maintain().await {
+            Ok(done) => tracing::debug!(?done, "maintenance done"),
+            Err(problem) => tracing::warn!(%problem, "maintenance failed; it is tried again in an hour"),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests;

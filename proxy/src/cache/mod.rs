@@ -1,0 +1,81 @@
+//! The cache of states that were just written, read before Postgres is.
+//!
+//! It is filled by writes alone, after their commit, and newer wins by the position in the stream. It never delays or
+//! fails a write or a read: what it cannot tell at once, Postgres tells. What it tells is what was committed last, as
+//! far as this process knows; with several proxies over one Redis, what another one committed a moment ago may still be
+//! on its way there, and what one of them committed right before it was killed is missed until it expires or that proxy
+//! starts again.
+
+mod process;
+mod redis;
+
+use ::redis::aio::ConnectionManager;
+use p2p_sync_proto::{Path, policy::Keep, v1};
+
+use crate::{config::CacheBounds, operation::Change};
+
+pub use self::{process::ProcessCache, redis::RedisCache};
+
+/// The cache, in one of its two places.
+#[derive(Debug)]
+pub enum Cache {
+    /// Inside this process, the only one on its database.
+    Process(ProcessCache),
+    /// In Redis, shared by the proxies of one database.
+    Redis(RedisCache),
+}
+
+impl Cache {
+    /// A cache for a hub of one process.
+    pub fn process(bounds: CacheBounds) -> Self {
+        Self::Process(ProcessCache::new(bounds))
+    }
+
+    /// A cache in Redis; its task ends when the cache is dropped.
+    pub fn redis(connection: ConnectionManager, prefix: &str, bounds: CacheBounds) -> Self {
+        Self::Redis(RedisCache::new(connection, prefix, bounds.expiry))
+    }
+
+    /// Takes what was committed. Never waits.
+    ///
+    /// Of types kept as `every` nothing is kept: no single operation is the state of its path.
+    pub fn put(&self, changes: &[Change]) {
+        for change in changes.iter().filter(|change| change.keep == Keep::Latest) {
+            match self {
+                Self::Process(cache) => cache.put(change.to_wire()),
+                Self::Redis(cache) => cache.put(change.to_wire()),
+            }
+        }
+    }
+
+    /// Forgets paths of which nobody knows whether a commit has changed them; in Redis it takes all others along.
+    pub fn forget<'p>(&self, paths: impl IntoIterator<Item = &'p Path>) {
+        match self {
+            Self::Process(cache) => paths.into_iter().for_each(|path| cache.forget(path.as_str())),
+            Self::Redis(cache) => cache.distrust("the outcome of a commit is not known"),
+        }
+    }
+
+    /// Forgets everything: for when others may have written without this process knowing.
+    pub fn distrust(&self) {
+        match self {
+            Self::Process(cache) => cache.clear(),
+            Self::Redis(cache) => cache.distrust("others may have written"),
+        }
+    }
+
+    /// The state of a path, deleted ones included; `None` says to ask Postgres.
+    pub async fn get(&self, path: &Path) -> Option<v1::State> {
+        match self {
+            Self::Process(cache) => cache.get(path.as_str()),
+            Self::Redis(cache) => cache.get(path.as_str()).await,
+        }
+    }
+
+    /// Waits until what was put has reached where others read it; at a shutdown.
+    pub async fn flushed(&self) {
+        if let Self::Redis(cache) = self {
+            cache.flushed().await;
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `check`: one line for each thing, `ok` or what to do; nothing is changed.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use p2p_sync_proto::{Code, Problem};
+use tokio::time::timeout;
+use tokio_postgres::NoTls;
+
+use super::{Common, log_warnings};
+use crate::{
+    config::{Config, Database, Redis},
+    keyring::{KEYRING_VARIABLE, Keyring},
+    redis_client,
+    store::Store,
+    validate::types_file::Rules,
+};
+
+/// How long Postgres or Redis may take for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn check(common: &Common) -> ExitCode {
+    log_warnings();
+    let config = match common.load() {
+        Ok(config) => config,
+        Err(problems) => {
+            println!("settings: {problems}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("settings: ok");
+    let rules =
+        Rules::load(config.types_file.as_deref()).map(|rules| format!("ok (version {})", rules.policies.version));
+    let all_well = [
+        told("rules", &rules),
+        told("keyring", &keyring(&config)),
+        told("database", &database(&config).await),
+        told("redis", &redis(config.redis.as_ref()).await),
+    ];
+    if all_well.iter().all(|well| *well) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn told<E: std::fmt::Display>(what: &str, found: &Result<String, E>) -> bool {
+    match found {
+        Ok(found) => println!("{what}: {found}"),
+        Err(problem) => println!("{what}: {problem}"),
+    }
+    found.is_ok()
+}
+
+fn keyring(config: &Config) -> Result<String, Problem> {
+    let made_by_serve =
+        matches!(config.database, Database::Embedded(_)) && std::env::var_os(KEYRING_VARIABLE).is_none();
+    if made_by_serve && !config.keyring_file.exists() {
+        return Ok(format!("ok (serve makes {})", config.keyring_file.display()));
+    }
+    Keyring::load(&config.keyring_file).map(|keyring| format!("ok (current: {})", keyring.current().id()))
+}
+
+/// The store makes the schema in an empty database; so it is asked only where there is one.
+async fn database(config: &Config) -> Result<String, Problem> {
+    match &config.database {
+        Database::Embedded(folder) if is_empty(folder) => return Ok(format!("ok (serve makes {})", folder.display())),
+        Database::Embedded(_) => {}
+        Database::Server(url) => {
+            if !has_schema(url.expose()).await? {
+                let sentence = "Postgres answers, but the database has no schema p2p_sync: run `p2p-sync-proxy schema upgrade`, \
+                                or load it with psql -f sql-files/p2p_data_sync.sql";
+                return Err(Problem::new(Code::SchemaMissing, sentence));
+            }
+        }
+    }
+    let store = Store::connect(&config.store()).await?;
+    let version = store.schema_version().await;
+    store.close().await;
+    version.map(|version| format!("ok (schema version {version})"))
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).map_or(true, |mut entries| {
+        entries.all(|entry| entry.is_ok_and(|e| e.file_name() == "keyring"))
+    })
+}
+
+async fn has_schema(url: &str) -> Result<bool, Problem> {
+    let question = async {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        let asked = async move {
+            client
+                .query_one("SELECT to_regclass('p2p_sync.schema_version') IS NOT NULL", &[])
+                .await
+        };
+        // The connection has to be driven beside the question; it ends when the client is dropped.
+        let (row, _closed) = tokio::join!(asked, connection);
+        row.map(|row| row.get(0))
+    };
+    let unreachable = |reason: &str| {
+        let sentence =
+            format!("Postgres cannot be reached ({reason}): check pg_connection_string and that the server runs");
+        Problem::new(Code::DatabaseUnreachable, sentence)
+    };
+    match timeout(ANSWER_TIMEOUT, question).await {
+        Ok(Ok(has_schema)) => Ok(has_schema),
+        Ok(Err(error)) => Err(unreachable(&error.to_string())),
+        Err(_) => Err(unreachable("it does not answer")),
+    }
+}
+
+async fn redis(settings: Option<&Redis>) -> Result<String, Problem> {
+    let Some(settings) = settings else {
+        return Ok("ok (not used: cache and publishing live inside the process)".to_owned());
+    };
+    let ping = async {
+        let mut connection = redis_client::connect(settings)?;
+        redis::cmd("PING").query_async::<()>(&mut connection).await
+    };
+    let unreachable = |reason: &str| {
+        let (host, port) = (&settings.host, settings.port);
+        let sentence = format!(
+            "Redis at {host}:{port} cannot be reached ({reason}): check redis_host, redis_port and redis_password; \
+             the proxy serves without it, reading from Postgres"
+        );
+        Problem::new(Code::RedisUnreachable, sentence)
+    };
+    match timeout(ANSWER_TIMEOUT, ping).await {
+        Ok(Ok(())) => Ok("ok".to_owned()),
+        Ok(Err(error)) => Err(unreachable(&error.to_string())),
+        Err(_) => Err(unreachable("it does not answer")),
+    }
+}

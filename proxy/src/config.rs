@@ -1,0 +1,345 @@
+//! The proxy's settings: what was asked (a file, the environment, the command line), resolved into what is meant.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use p2p_sync_proto::{
+    Code, Problem,
+    settings::{Key, Problems, Settings},
+};
+use zeroize::Zeroizing;
+
+use crate::store::{Connection, StoreConfig};
+
+/// Every key of the file, with its default.
+pub const KEYS: [Key; 26] = [
+    key("bind_address", "127.0.0.1"),
+    key("port", "50051"),
+    key("allow_insecure", "no"),
+    key("max_connections", "1024"),
+    key("max_streams_per_connection", "64"),
+    key("request_timeout_ms", "30000"),
+    key("pg_connection_string", ""),
+    key("embedded_data_dir", "p2p-sync-data"),
+    key("pg_pool_size_critical", "4"),
+    key("pg_pool_size_bulk", "4"),
+    key("statement_timeout_critical_ms", "2000"),
+    key("statement_timeout_bulk_ms", "30000"),
+    key("embedding_dimensions", "1536"),
+    key("log_retention_days", "30"),
+    key("tombstone_retention_days", "90"),
+    key("redis_host", ""),
+    key("redis_port", "6379"),
+    key("redis_password", ""),
+    key("redis_db", "0"),
+    key("redis_prefix", "p2p_sync"),
+    key("cache_expiry_seconds", "60"),
+    key("cache_entries_max", "50000"),
+    key("keyring_file", ""),
+    key("types_file", ""),
+    key("log_level", "info"),
+    key("log_format", "text"),
+];
+
+const fn key(name: &'static str, default: &'static str) -> Key {
+    Key { name, default }
+}
+
+/// A text that no log and no error shows; cleared when dropped.
+#[derive(Clone, Default)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// The text itself, for whom it is meant.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// What the command line says beyond the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Postgres inside the process.
+    pub embedded: bool,
+    /// Instead of `embedded_data_dir`; from the current folder.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The settings, checked, with defaults in place and paths made whole.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; port 0 takes any.
+    pub listen: SocketAddr,
+    /// What is let in.
+    pub admission: Admission,
+    /// Which database.
+    pub database: Database,
+    /// Connections to it, and how long what is in it is kept.
+    pub storage: Storage,
+    /// Absent: cache and publishing live inside the process.
+    pub redis: Option<Redis>,
+    /// The cache's bounds.
+    pub cache: CacheBounds,
+    /// The file of the master keys.
+    pub keyring_file: PathBuf,
+    /// Absent: the built-in rules.
+    pub types_file: Option<PathBuf>,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// Bounds on what connects.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Open connections.
+    pub connections_max: usize,
+    /// Calls in flight on one of them.
+    pub streams_per_connection_max: u32,
+    /// How long a call may take.
+    pub request_timeout: Duration,
+}
+
+/// Where the data is.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// A Postgres server, by its connection string.
+    Server(Secret),
+    /// Postgres inside the process, on this folder.
+    Embedded(PathBuf),
+}
+
+/// How the database is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Storage {
+    /// Connections for operations that are waited for.
+    pub critical_connections: usize,
+    /// Connections for batches and for reading.
+    pub bulk_connections: usize,
+    /// Of one statement in the critical pool, milliseconds.
+    pub critical_statement_timeout_ms: u32,
+    /// Of one statement in the bulk pool, milliseconds.
+    pub bulk_statement_timeout_ms: u32,
+    /// Numbers in one embedding.
+    pub embedding_dimensions: u32,
+    /// How long the log is kept, days.
+    pub log_retention_days: u32,
+    /// How long deletions are remembered, days.
+    pub tombstone_retention_days: u32,
+}
+
+/// Where Redis is.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Empty: none is sent.
+    pub password: Secret,
+    /// The number of its database.
+    pub db: u16,
+    /// What all names begin with.
+    pub prefix: String,
+}
+
+/// What the cache may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheBounds {
+    /// How long a state stays after it was written.
+    pub expiry: Duration,
+    /// States inside the process.
+    pub entries_max: usize,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Directives as `tracing_subscriber::EnvFilter` reads them.
+    pub filter: String,
+    /// JSON, one object a line, instead of text.
+    pub json: bool,
+}
+
+impl Config {
+    /// Reads a file, or the defaults where there is none, with the process' environment over both.
+    ///
+    /// Errors: `CONFIG_UNREADABLE`, and all mistakes of the file at once.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, Problems> {
+        let (text, folder) = read(file)?;
+        Self::resolve(&text, folder, overrides, |name| std::env::var(name).ok())
+    }
+
+    /// Where the master keys are, by the same file, which need not say yet where the database is.
+    pub fn load_keyring_file(file: Option<&Path>, overrides: &Overrides) -> Result<PathBuf, Problems> {
+        let (text, folder) = read(file)?;
+        let raw = Settings::read(&text, &KEYS, |name| std::env::var(name).ok());
+        let keyring_file = keyring_file(&raw, folder, overrides);
+        raw.finish(keyring_file)
+    }
+
+    /// What the store needs of it.
+    pub fn store(&self) -> StoreConfig {
+        StoreConfig {
+            connection: match &self.database {
+                Database::Server(url) => Connection::Url(url.expose().to_owned()),
+                Database::Embedded(folder) => Connection::Embedded(folder.clone()),
+            },
+            critical_connections: self.storage.critical_connections,
+            bulk_connections: self.storage.bulk_connections,
+            statement_timeout_ms: self.storage.critical_statement_timeout_ms,
+            bulk_statement_timeout_ms: self.storage.bulk_statement_timeout_ms,
+            embedding_dimensions: self.storage.embedding_dimensions,
+            log_retention_days: self.storage.log_retention_days,
+            tombstone_retention_days: self.storage.tombstone_retention_days,
+        }
+    }
+
+    /// Resolves a file's text; relative paths are meant from `folder`.
+    pub fn resolve(
+        text: &str,
+        folder: &Path,
+        overrides: &Overrides,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Problems> {
+        let mut raw = Settings::read(text, &KEYS, environment);
+        let config = Self {
+            listen: listen(&mut raw),
+            admission: Admission {
+                connections_max: raw.number("max_connections", 1..=65_536),
+                streams_per_connection_max: raw.number("max_streams_per_connection", 8..=1024),
+                request_timeout: Duration::from_millis(raw.number("request_timeout_ms", 100..=600_000)),
+            },
+            database: database(&mut raw, folder, overrides),
+            storage: storage(&mut raw),
+            redis: redis(&mut raw),
+            cache: CacheBounds {
+                expiry: Duration::from_secs(raw.number("cache_expiry_seconds", 1..=86_400)),
+                entries_max: raw.number("cache_entries_max", 1..=10_000_000),
+            },
+            keyring_file: keyring_file(&raw, folder, overrides),
+            types_file: Some(raw.text("types_file"))
+                .filter(|file| !file.is_empty())
+                .map(|file| folder.join(file)),
+            log: log(&mut raw),
+        };
+        raw.finish(config)
+    }
+}
+
+/// The file's text, and the folder that its relative paths are meant from.
+fn read(file: Option<&Path>) -> Result<(String, &Path), Problems> {
+    let Some(file) = file else {
+        return Ok((String::new(), Path::new("")));
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        let sentence = format!(
+            "{} cannot be read ({error}): check the path after --config",
+            file.display()
+        );
+        Problems(vec![Problem::new(Code::ConfigUnreadable, sentence)])
+    })?;
+    Ok((text, file.parent().unwrap_or(Path::new(""))))
+}
+
+fn listen(raw: &mut Settings) -> SocketAddr {
+    let address = raw.resolve("bind_address", |text| match text.parse::<IpAddr>() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => Err("expected an IP address, e.g. 127.0.0.1 or ::".to_owned()),
+    });
+    let port = raw.number("port", 0..=65_535);
+    let insecure_allowed = raw.switch("allow_insecure");
+    if address.is_some_and(|address| !address.is_loopback()) && !insecure_allowed {
+        let what_to_do = "the proxy speaks plaintext, which has no place off loopback: put a load balancer with TLS before it, \
+                          and set allow_insecure = yes once nothing else reaches the port";
+        raw.refuse("bind_address", Code::BadValue, what_to_do);
+    }
+    SocketAddr::new(address.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)
+}
+
+fn database(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> Database {
+    if overrides.embedded {
+        return Database::Embedded(data_dir(raw, folder, overrides));
+    }
+    let url = Secret(Zeroizing::new(raw.text("pg_connection_string").to_owned()));
+    if url.expose().is_empty() {
+        let what_to_do = "say where Postgres is, e.g. host=/run/postgresql dbname=p2p_sync; \
+                          to try without a server, add --embedded to the command";
+        raw.refuse("pg_connection_string", Code::MissingValue, what_to_do);
+    }
+    Database::Server(url)
+}
+
+fn data_dir(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf {
+    overrides
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| folder.join(raw.text("embedded_data_dir")))
+}
+
+fn keyring_file(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf {
+    match raw.text("keyring_file") {
+        "" if overrides.embedded => data_dir(raw, folder, overrides).join("keyring"),
+        "" => folder.join("p2p_sync.keyring"),
+        file => folder.join(file),
+    }
+}
+
+fn storage(raw: &mut Settings) -> Storage {
+    Storage {
+        critical_connections: raw.number("pg_pool_size_critical", 1..=256),
+        bulk_connections: raw.number("pg_pool_size_bulk", 1..=256),
+        critical_statement_timeout_ms: raw.number("statement_timeout_critical_ms", 100..=600_000),
+        bulk_statement_timeout_ms: raw.number("statement_timeout_bulk_ms", 100..=600_000),
+        embedding_dimensions: raw.number("embedding_dimensions", 1..=2000),
+        log_retention_days: raw.number("log_retention_days", 1..=36_500),
+        tombstone_retention_days: raw.number("tombstone_retention_days", 1..=36_500),
+    }
+}
+
+fn redis(raw: &mut Settings) -> Option<Redis> {
+    let prefix = raw.resolve("redis_prefix", |text| {
+        let fits = (1..=64).contains(&text.len())
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        if fits {
+            Ok(text.to_owned())
+        } else {
+            Err("expected 1 to 64 of a-z, A-Z, 0-9, _ and -".to_owned())
+        }
+    });
+    let redis = Redis {
+        host: raw.text("redis_host").to_owned(),
+        port: raw.number("redis_port", 1..=65_535),
+        password: Secret(Zeroizing::new(raw.text("redis_password").to_owned())),
+        db: raw.number("redis_db", 0..=65_535),
+        prefix,
+    };
+    Some(redis).filter(|redis| !redis.host.is_empty())
+}
+
+fn log(raw: &mut Settings) -> Log {
+    let filter = raw.resolve("log_level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected error, warn, info, debug, trace, or directives such as info,redis=warn".to_owned()),
+    });
+    let json = raw.resolve("log_format", |text| match text {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        _ => Err("expected text or json".to_owned()),
+    });
+    Log { filter, json }
+}
+
+#[cfg(test)]
+mod tests;

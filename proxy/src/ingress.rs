@@ -1,0 +1,203 @@
+//! The gRPC services: what comes in, and which way it goes.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use futures::{Stream, StreamExt};
+use p2p_sync_proto::{
+    Code, PROTOCOL_VERSION, Problem,
+    envelope::Lane,
+    ids::read_id,
+    limits::{BULK_WINDOW_BATCHES, SEALED_BYTES_MAX},
+    v1::{
+        self, bulk_server::BulkServer, critical_server::CriticalServer, pull_server::PullServer,
+        session_server::SessionServer,
+    },
+};
+use tonic::{Request, Response, Status, Streaming, service::RoutesBuilder};
+use uuid::Uuid;
+
+use crate::{
+    open::Authenticated,
+    operation::COUNTER_MAX,
+    pipeline::{Hub, Turn, Turns, write_to_the_end},
+    pull,
+};
+
+/// The versions before the current one that the hub serves too.
+const OLDER_VERSIONS_SERVED: u32 = 2;
+
+/// Answers the calls of hosts.
+#[derive(Clone, Debug)]
+pub struct Ingress {
+    hub: Arc<Hub>,
+}
+
+impl Ingress {
+    /// The way into a hub.
+    pub fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+
+    /// Adds all services, with the bounds of their messages.
+    pub fn add_to(&self, routes: &mut RoutesBuilder) {
+        let bytes = SEALED_BYTES_MAX;
+        let session = SessionServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
+        let critical = CriticalServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
+        let bulk = BulkServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
+        let pull = PullServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
+        routes
+            .add_service(session)
+            .add_service(critical)
+            .add_service(bulk)
+            .add_service(pull);
+    }
+}
+
+#[tonic::async_trait]
+impl v1::critical_server::Critical for Ingress {
+    async fn apply(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let permit = self.hub.writes.critical()?;
+        let (hub, turn) = (Arc::clone(&self.hub), Turn::default());
+        write_to_the_end(hub, Lane::Critical, request.into_inner(), permit, turn)
+            .await
+            .map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::bulk_server::Bulk for Ingress {
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<v1::Sealed, Status>> + Send>>;
+
+    /// Reads on while earlier batches are stored, at most a window of them; the answers come in the order of the
+    /// batches. A batch that does not open ends the stream, and so does the hub's shutdown, after what was read.
+    async fn stream(&self, request: Request<Streaming<v1::Sealed>>) -> Result<Response<Self::StreamStream>, Status> {
+        let hub = Arc::clone(&self.hub);
+        let mut draining = hub.draining.clone();
+        let shutdown = async move {
+            // An error means that nobody is left to drain for.
+            let _ = draining.wait_for(|draining| *draining).await;
+        };
+        let mut turns = Turns::default();
+        let answers = request
+            .into_inner()
+            .take_until(Box::pin(shutdown))
+            .then(move |sealed| admit(Arc::clone(&hub), sealed, turns.next_turn()))
+            .map(|begun| async {
+                match begun {
+                    Ok(answer) => answer.await,
+                    Err(status) => Err(status),
+                }
+            })
+            .buffered(BULK_WINDOW_BATCHES);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<v1::Sealed, Status>> + Send>>;
+
+/// Lets a batch in, in the order of the stream, and begins its way.
+async fn admit(hub: Arc<Hub>, sealed: Result<v1::Sealed, Status>, turn: Turn) -> Result<Answer, Status> {
+    let sealed = sealed?;
+    let permit = hub.writes.bulk().await?;
+    Ok(Box::pin(write_to_the_end(hub, Lane::Bulk, sealed, permit, turn)))
+}
+
+#[tonic::async_trait]
+impl v1::pull_server::Pull for Ingress {
+    async fn call(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let question = self.hub.opener.open(Lane::Pull, request.get_ref()).await?;
+        let Authenticated { sender, body } = question;
+        let reply = pull::answer(&self.hub, sender.host_id(), body).await;
+        Ok(Response::new(sender.seal(&reply)))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::session_server::Session for Ingress {
+    async fn hello(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let hello = self.hub.opener.open(Lane::Hello, request.get_ref()).await?;
+        let Authenticated { sender, body } = hello;
+        let reply = greet(&self.hub, sender.host_id(), &body)
+            .await
+            .unwrap_or_else(|problem| v1::HelloReply {
+                protocol_version: PROTOCOL_VERSION,
+                hub_time_ms: now_ms(),
+                code: problem.code.into(),
+                message: problem.sentence,
+                ..Default::default()
+            });
+        Ok(Response::new(sender.seal(&reply)))
+    }
+}
+
+async fn greet(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Problem> {
+    let protocol_version = agree(hello.protocol_version)?;
+    let timeline = check_outbox(hub, host_id, hello).await?;
+    hub.timeline.store(timeline, Ordering::Relaxed);
+    let policies = &hub.rules.policies;
+    Ok(v1::HelloReply {
+        protocol_version,
+        hub_id: hub.store.hub_id().as_bytes().to_vec().into(),
+        timeline,
+        policies: (policies.version != hello.policy_version).then(|| policies.to_wire()),
+        hub_time_ms: now_ms(),
+        ..Default::default()
+    })
+}
+
+/// The version both sides speak: the older one's, as long as this hub serves it.
+fn agree(version: u32) -> Result<u32, Problem> {
+    let oldest = PROTOCOL_VERSION.saturating_sub(OLDER_VERSIONS_SERVED).max(1);
+    if version < oldest {
+        let sentence = format!(
+            "the agent speaks version {version} of the protocol, the hub {oldest} to {PROTOCOL_VERSION}: update the agent; \
+             its outbox is kept"
+        );
+        return Err(Problem::new(Code::UpgradeRequired, sentence));
+    }
+    Ok(version.min(PROTOCOL_VERSION))
+}
+
+/// Gives the hub's timeline. Who only reads has no outbox, and says so by an empty id.
+async fn check_outbox(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<u64, Problem> {
+    if hello.outbox_id.is_empty() && hello.incarnation == 0 {
+        return hub.store.timeline().await;
+    }
+    let bad = |what: &str| Problem::new(Code::BadRequest, format!("{what}: update the agent"));
+    let outbox_id = read_id(&hello.outbox_id).ok_or_else(|| bad("the outbox id has 16 bytes"))?;
+    if hello.incarnation > COUNTER_MAX || hello.oldest_incarnation > hello.incarnation {
+        return Err(bad("the outbox's incarnations are out of order"));
+    }
+    hub.store
+        .hello(host_id, outbox_id, hello.incarnation, hello.oldest_incarnation)
+        .await
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_version_is_spoken_and_one_too_old_is_told_to_update() {
+        assert_eq!(agree(PROTOCOL_VERSION), Ok(PROTOCOL_VERSION));
+        assert_eq!(agree(PROTOCOL_VERSION + 1), Ok(PROTOCOL_VERSION));
+        assert_eq!(agree(0).expect_err("too old").code, Code::UpgradeRequired);
+    }
+}

@@ -1,0 +1,229 @@
+//! Opening: from a sealed message to one whose sender is known.
+//!
+//! The seal is verified before anything is looked up, under a key that takes no look-up to derive, so that a forger
+//! costs the database nothing and learns nothing from the time it takes. Only then is the host asked for.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use p2p_sync_proto::{
+    envelope::Lane,
+    keys::{Direction, KeyId, MasterKey, SealKey},
+    message::{self, Label},
+    v1,
+};
+use prost::Message;
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::{
+    keyring::Keyring,
+    store::{HostStatus, Store},
+};
+
+/// How long what the database said of a host is believed: a revoked host is out within this time, open streams included.
+const HOST_BELIEVED: Duration = Duration::from_secs(2);
+/// Hosts remembered, with their keys (256 bytes each).
+const HOSTS_REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// What every message that does not open is answered with, whatever the reason.
+const NOT_OPENED: &str = "E301 NOT_OPENED: the hub does not open this message. Check that the credential is the last \
+    one you were given and was pasted whole, and that it is for this hub; if both hold, ask the operator whether your \
+    host is still admitted";
+const HOSTS_UNREADABLE: &str = "E405 HUB_UNAVAILABLE: the hub cannot look up its hosts now; it is tried again";
+
+/// Who sent a message, and the way to answer it. Made by opening alone.
+#[derive(Debug)]
+pub struct Sender {
+    host_id: Uuid,
+    label: Label,
+    keys: Arc<HostKeys>,
+}
+
+impl Sender {
+    /// The host, as the seal proves.
+    pub fn host_id(&self) -> Uuid {
+        self.host_id
+    }
+
+    /// The outside of the message, as the seal proves.
+    pub fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// Seals an answer under the request's label.
+    pub fn seal(&self, reply: &impl Message) -> v1::Sealed {
+        message::seal(&self.keys.to_host, Direction::ToHost, &self.label, reply)
+    }
+}
+
+/// A message whose sender is known. Made by opening alone.
+#[derive(Debug)]
+pub struct Authenticated<M> {
+    /// Who sent it.
+    pub sender: Sender,
+    /// What was inside.
+    pub body: M,
+}
+
+/// Opens what hosts send.
+#[derive(Debug)]
+pub struct Opener {
+    keyring: Keyring,
+    /// Stands in for a key that is not in the keyring, so that an unknown key takes as long as a wrong seal.
+    decoy: MasterKey,
+    store: Store,
+    // Std mutexes: held for a look-up, never across an await.
+    keys: Mutex<LruCache<KeyName, Arc<HostKeys>>>,
+    hosts: Mutex<LruCache<Uuid, Remembered>>,
+}
+
+type KeyName = (KeyId, Uuid, u32);
+
+/// Both directions' keys of one host and generation; cleared when the last user drops them.
+#[derive(Debug)]
+struct HostKeys {
+    to_hub: SealKey,
+    to_host: SealKey,
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    /// Absent where the host is unknown or shut out.
+    admitted: Option<Admitted>,
+    since: Instant,
+}
+
+/// The credential that a host is let in by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Admitted {
+    key_id: String,
+    generation: u32,
+}
+
+impl Opener {
+    /// An opener over the hub's master keys and its hosts.
+    pub fn new(keyring: Keyring, store: Store) -> Self {
+        let decoy = MasterKey::generate(keyring.current().id().clone());
+        Self {
+            keyring,
+            decoy,
+            store,
+            keys: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
+            hosts: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
+        }
+    }
+
+    /// Opens a message that came by `lane`.
+    ///
+    /// `UNAUTHENTICATED`, always the same, for every message that is not from an admitted host; `UNAVAILABLE` while the
+    /// hosts cannot be looked up.
+    pub async fn open<M: Message + Default>(
+        &self,
+        lane: Lane,
+        sealed: &v1::Sealed,
+    ) -> Result<Authenticated<M>, Status> {
+        let label = Label::read(sealed).map_err(|_| not_opened())?;
+        if label.lane != lane {
+            return Err(not_opened());
+        }
+        let Some((keys, body)) = self.unseal(&label, sealed) else {
+            tracing::debug!(host_id = %label.host_id, ?lane, "a message does not open");
+            return Err(not_opened());
+        };
+        let shown = Admitted {
+            key_id: label.key_id.as_str().to_owned(),
+            generation: label.generation,
+        };
+        let (admitted, asked_now) = self.admitted(label.host_id).await?;
+        if admitted.as_ref() != Some(&shown) {
+            // Once for each question to the database: a host that goes on sending does not fill the log.
+            if asked_now {
+                tracing::warn!(host_id = %label.host_id, ?shown, ?admitted, "a host is turned away");
+            }
+            return Err(not_opened());
+        }
+        Ok(Authenticated {
+            sender: Sender {
+                host_id: label.host_id,
+                label,
+                keys,
+            },
+            body,
+        })
+    }
+
+    fn unseal<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Option<(Arc<HostKeys>, M)> {
+        let name = (label.key_id.clone(), label.host_id, label.generation);
+        let remembered = self
+            .keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&name)
+            .cloned();
+        if let Some(keys) = remembered {
+            let body = message::open(&keys.to_hub, Direction::ToHub, label, sealed).ok()?;
+            return Some((keys, body));
+        }
+        let master = self.keyring.get(&label.key_id);
+        let derive = |direction| {
+            master
+                .unwrap_or(&self.decoy)
+                .host_key(label.host_id, label.generation, direction)
+        };
+        let keys = HostKeys {
+            to_hub: derive(Direction::ToHub),
+            to_host: derive(Direction::ToHost),
+        };
+        let opened = message::open(&keys.to_hub, Direction::ToHub, label, sealed).ok();
+        let body = opened.filter(|_| master.is_some())?;
+        let keys = Arc::new(keys);
+        // Only what opened is remembered, so that forgeries push nobody out.
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(name, Arc::clone(&keys));
+        Some((keys, body))
+    }
+
+    /// The credential a host is let in by, and whether the database was asked for it just now.
+    async fn admitted(&self, host_id: Uuid) -> Result<(Option<Admitted>, bool), Status> {
+        let remembered = self
+            .hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&host_id)
+            .cloned();
+        if let Some(remembered) = remembered.filter(|remembered| remembered.since.elapsed() < HOST_BELIEVED) {
+            return Ok((remembered.admitted, false));
+        }
+        // The clock starts before the question: an answer is never believed longer than it says.
+        let since = Instant::now();
+        let row = self.store.host(host_id).await.map_err(|problem| {
+            tracing::warn!(%problem, "hosts cannot be looked up");
+            Status::unavailable(HOSTS_UNREADABLE)
+        })?;
+        let active = row.filter(|row| row.status == HostStatus::Active);
+        let admitted = active.map(|row| Admitted {
+            key_id: row.key_id,
+            generation: row.generation,
+        });
+        let remembered = Remembered {
+            admitted: admitted.clone(),
+            since,
+        };
+        self.hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(host_id, remembered);
+        Ok((admitted, true))
+    }
+}
+
+fn not_opened() -> Status {
+    Status::unauthenticated(NOT_OPENED)
+}

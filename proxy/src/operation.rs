@@ -1,0 +1,196 @@
+//! What the stages hand to one another: operations that were found valid, and what became of them.
+
+use p2p_sync_proto::{Code, Path, Position, Problem, envelope::Lane, policy::Keep, v1};
+use uuid::Uuid;
+
+/// Largest tenure, incarnation, sequence or edit number that Postgres can count with, range bounds included.
+///
+/// Validation refuses larger ones with `BAD_OPERATION`.
+pub const COUNTER_MAX: u64 = i64::MAX.unsigned_abs() - 1;
+
+/// What is logged of a type kept as `latest`; operations of types kept as `every` are always logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// Every operation.
+    All,
+    /// One operation per path every so many seconds.
+    Sampled {
+        /// At least 1.
+        seconds: u32,
+    },
+    /// Nothing.
+    Off,
+}
+
+/// An operation that passed validation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidOp {
+    /// Which operation of the message, from 0.
+    pub index: u32,
+    /// As the host gave it.
+    pub operation_id: Uuid,
+    /// The first field of its version; at most [`COUNTER_MAX`].
+    pub tenure: u64,
+    /// The rest of its version, unique per host; both fields at most [`COUNTER_MAX`].
+    pub position: Position,
+    /// What it writes.
+    pub path: Path,
+    /// What it tells of.
+    pub data_type: v1::SyncDataType,
+    /// Whether the newest version of the path is the truth, or each operation counts.
+    pub keep: Keep,
+    /// What is logged of it.
+    pub history: History,
+    /// A DELETE: leaves a tombstone, and has no payload.
+    pub deleted: bool,
+    /// Whom it is about; 0 for nobody.
+    pub account_id: u32,
+    /// Where it happened; empty when that is not known.
+    pub map: String,
+    /// The last edit by the hub that the writer had seen on the path; 0 for none. At most [`COUNTER_MAX`].
+    pub hub_edit_seen: u64,
+    /// The operation before this one on its path, where that has to be settled first. Always before `position`.
+    pub predecessor: Option<Position>,
+    /// The host's clock, milliseconds since 1970: shown to people, compared with nothing. At most [`COUNTER_MAX`].
+    pub made_at_ms: u64,
+    /// JSON text that Postgres can hold; absent for a DELETE.
+    pub payload: Option<String>,
+}
+
+/// An operation that validation refused. It is kept with its reason, and its position counts as settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which operation of the message, from 0.
+    pub index: u32,
+    /// As the host gave it; nil where it gave none.
+    pub operation_id: Uuid,
+    /// Absent where the operation could not be read that far: then nothing is settled by refusing it.
+    pub position: Option<Position>,
+    /// As the host gave it, whatever it is.
+    pub path: String,
+    /// As the host gave it, whatever it is.
+    pub data_type: i32,
+    /// As the host gave it, whatever it is.
+    pub payload: Vec<u8>,
+    /// Why.
+    pub problem: Problem,
+}
+
+/// A message whose sender is known and whose operations were checked one by one.
+#[derive(Clone, Debug)]
+pub struct Valid {
+    /// Who sent it, as the envelope proves.
+    pub host_id: Uuid,
+    /// The lane it came by.
+    pub lane: Lane,
+    /// What is to be applied.
+    pub ops: Vec<ValidOp>,
+    /// What is to be refused.
+    pub refused: Vec<Refused>,
+    /// Sequences that will never come.
+    pub withdrawn: Vec<v1::SequenceRange>,
+}
+
+/// What became of one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect.
+    Applied {
+        /// Its position in its stream; 0 when an earlier message had settled it.
+        stream_sequence: u64,
+    },
+    /// The path holds a newer version.
+    Superseded,
+    /// It will never apply.
+    Rejected(Problem),
+    /// It came under a tenure that has passed, and is kept apart.
+    Limbo(Problem),
+    /// Its predecessor is not settled: send it again later. `NOT_YET_SETTLED` on the wire.
+    NotYet,
+}
+
+impl Outcome {
+    /// As it is told to the sender, who takes an operation that is not listed as applied.
+    pub fn to_wire(&self, index: u32) -> Option<v1::Outcome> {
+        let (state, code, message) = match self {
+            Self::Applied { .. } => return None,
+            Self::Superseded => (v1::OutcomeState::Superseded, Code::None, ""),
+            Self::Rejected(problem) => (v1::OutcomeState::Rejected, problem.code, problem.sentence.as_str()),
+            Self::Limbo(problem) => (v1::OutcomeState::Limbo, problem.code, problem.sentence.as_str()),
+            Self::NotYet => (
+                v1::OutcomeState::NotYet,
+                Code::NotYetSettled,
+                "an earlier operation of its path is not settled; it is sent again",
+            ),
+        };
+        Some(v1::Outcome {
+            index,
+            state: state.into(),
+            code: code.into(),
+            message: message.to_owned(),
+        })
+    }
+}
+
+/// What one message led to. It is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Of the hub: changes when its database may have gone back.
+    pub timeline: u64,
+    /// One for each operation of the message, by its index there, in no particular order.
+    pub outcomes: Vec<(u32, Outcome)>,
+    /// What readers may want to know of: operations that became the newest of their path, and each operation of types
+    /// kept as `every`. In the order of each stream.
+    pub changes: Vec<Change>,
+}
+
+/// A change of state, as caches and subscribers take it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What changed.
+    pub path: Path,
+    /// The stream that numbers it: a map's name, `@player` or `@host`.
+    pub stream: String,
+    /// Its position there.
+    pub stream_sequence: u64,
+    /// Who wrote it.
+    pub host_id: Uuid,
+    /// The first field of its version.
+    pub tenure: u64,
+    /// The rest of its version.
+    pub position: Position,
+    /// What it tells of.
+    pub data_type: v1::SyncDataType,
+    /// Whether it is the truth of its path, or one of several that count.
+    pub keep: Keep,
+    /// The path was deleted; no payload then.
+    pub deleted: bool,
+    /// Whom it is about; 0 for nobody.
+    pub account_id: u32,
+    /// JSON text.
+    pub payload: Option<String>,
+    /// Postgres' clock when the message was applied, milliseconds since 1970.
+    pub received_at_ms: u64,
+    /// Whether it came by the critical lane.
+    pub critical: bool,
+}
+
+impl Change {
+    /// As subscribers and readers get it.
+    pub fn to_wire(&self) -> v1::State {
+        v1::State {
+            path: self.path.as_str().to_owned(),
+            version: Some(v1::Version {
+                tenure: self.tenure,
+                incarnation: self.position.incarnation,
+                sequence: self.position.sequence,
+            }),
+            deleted: self.deleted,
+            payload: self.payload.clone().unwrap_or_default().into_bytes().into(),
+            account_id: self.account_id,
+            host_id: self.host_id.as_bytes().to_vec().into(),
+            stream_sequence: self.stream_sequence,
+            received_at_ms: self.received_at_ms,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Reading: one state, the states under a prefix, the changes of a stream, what became of an operation.
+
+use std::sync::atomic::Ordering;
+
+use p2p_sync_proto::{
+    Code, Path, Position, Problem,
+    ids::read_id,
+    limits::{BATCH_BYTES_MAX, PAGE_STATES_MAX, PATH_BYTES_MAX},
+    path::{HOST_STREAM, PLAYER_STREAM, check_map},
+    v1::{self, pull_reply, pull_request::What},
+};
+use prost::Message;
+use uuid::Uuid;
+
+use crate::{
+    cursor::{Kind, Request, bad_cursor},
+    operation::COUNTER_MAX,
+    pipeline::Hub,
+    store::StateRow,
+};
+
+/// States read from the database at once: the largest payloads take 32 MiB then.
+const STATES_PER_READ: u32 = 128;
+
+/// Answers a request of `host_id`; what is wrong is told inside the answer.
+pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::PullReply {
+    let answered = match request.what {
+        Some(What::Get(get)) => get_state(hub, &get).await,
+        Some(What::Scan(scan)) => read_scan(hub, &scan).await,
+        Some(What::ChangesSince(changes)) => read_changes(hub, &changes).await,
+        Some(What::OperationStatus(question)) => operation_status(hub, host_id, &question).await,
+        None => Err(Problem::new(
+            Code::BadRequest,
+            "the request asks for nothing this hub knows: update the agent",
+        )),
+    };
+    let timeline = hub.timeline.load(Ordering::Relaxed);
+    match answered {
+        Ok(what) => v1::PullReply {
+            timeline,
+            what: Some(what),
+            ..Default::default()
+        },
+        Err(problem) => v1::PullReply {
+            timeline,
+            code: problem.code.into(),
+            message: problem.sentence,
+            what: None,
+        },
+    }
+}
+
+async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem> {
+    let path = Path::parse(&get.path)?;
+    let mut state = hub.cache.get(&path).await;
+    if state.is_none() {
+        let _permit = permit(hub).await?;
+        state = hub.store.get(&path).await?.map(|row| row.to_wire());
+    }
+    let there = state.filter(|state| !state.deleted);
+    let missing = || Problem::new(Code::NotFound, format!("there is no state at {path}"));
+    there.map(pull_reply::What::State).ok_or_else(missing)
+}
+
+async fn read_scan(hub: &Hub, scan: &v1::Scan) -> Result<pull_reply::What, Problem> {
+    if scan.prefix.len() > PATH_BYTES_MAX || scan.prefix.contains('\0') {
+        let sentence = format!("a prefix has at most {PATH_BYTES_MAX} bytes and no NUL");
+        return Err(Problem::new(Code::BadPath, sentence));
+    }
+    let _permit = permit(hub).await?;
+    let request = Request {
+        kind: Kind::Scan,
+        subject: &scan.prefix,
+        timeline: hub.store.timeline().await?,
+    };
+    let position = request.position(&scan.cursor)?;
+    let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(path) if path.starts_with(&scan.prefix) && !path.contains('\0') => Ok(path.to_owned()),
+        _ => Err(bad_cursor()),
+    };
+    let mut after = position.map(text).transpose()?;
+    let mut page = PageBuilder::new(scan.limit);
+    while let Some(limit) = page.wanted() {
+        let rows = hub.store.scan(&scan.prefix, after.as_deref(), limit).await?;
+        page.add(&rows, limit);
+        after = page.states.last().map(|state| state.path.clone()).or(after);
+    }
+    Ok(page.finish(&request, after.as_deref().map(str::as_bytes)))
+}
+
+async fn read_changes(hub: &Hub, changes: &v1::ChangesSince) -> Result<pull_reply::What, Problem> {
+    let stream = changes.stream.as_str();
+    if stream != PLAYER_STREAM && stream != HOST_STREAM {
+        check_map(stream)?;
+    }
+    let _permit = permit(hub).await?;
+    let request = Request {
+        kind: Kind::Changes,
+        subject: stream,
+        timeline: hub.store.timeline().await?,
+    };
+    let sequence = |bytes: &[u8]| {
+        let sequence = bytes.try_into().map(u64::from_be_bytes);
+        sequence
+            .ok()
+            .filter(|sequence| *sequence <= COUNTER_MAX)
+            .ok_or_else(bad_cursor)
+    };
+    let mut after = request
+        .position(&changes.cursor)?
+        .map(sequence)
+        .transpose()?
+        .unwrap_or(0);
+    let mut page = PageBuilder::new(changes.limit);
+    while let Some(limit) = page.wanted() {
+        let rows = hub.store.changes_since(stream, after, limit).await?;
+        page.add(&rows, limit);
+        after = page.states.last().map_or(after, |state| state.stream_sequence);
+    }
+    Ok(page.finish(&request, Some(&after.to_be_bytes())))
+}
+
+async fn operation_status(
+    hub: &Hub,
+    host_id: Uuid,
+    question: &v1::OperationStatus,
+) -> Result<pull_reply::What, Problem> {
+    let bad = |what: &str| Problem::new(Code::BadRequest, what.to_owned());
+    let operation_id = read_id(&question.operation_id).ok_or_else(|| bad("an operation id has 16 bytes"))?;
+    let position = question.position.map(Position::from);
+    if position.is_some_and(|position| position.incarnation.max(position.sequence) > COUNTER_MAX) {
+        return Err(bad("the position is larger than the hub counts"));
+    }
+    let _permit = permit(hub).await?;
+    let outcome = hub.store.operation_status(host_id, operation_id, position).await?;
+    let wire = outcome
+        .as_ref()
+        .and_then(|outcome| outcome.to_wire(0))
+        .unwrap_or_default();
+    Ok(pull_reply::What::OperationStatus(v1::OperationStatusReply {
+        settled: outcome.is_some(),
+        state: wire.state,
+        code: wire.code,
+        message: wire.message,
+    }))
+}
+
+/// Bounds what is read at one time.
+async fn permit(hub: &Hub) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+    let shut_down = |_| Problem::new(Code::HubUnavailable, "the hub is shutting down; try again");
+    hub.reads.acquire().await.map_err(shut_down)
+}
+
+/// A page in the making: ends at the limit asked for, or before it grows past what one message takes.
+struct PageBuilder {
+    states: Vec<v1::State>,
+    bytes: usize,
+    limit: u32,
+    more: bool,
+    full: bool,
+}
+
+impl PageBuilder {
+    /// A limit of 0 asks for as many as there may be.
+    fn new(limit: u32) -> Self {
+        let limit = if limit == 0 {
+            PAGE_STATES_MAX
+        } else {
+            limit.min(PAGE_STATES_MAX)
+        };
+        Self {
+            states: Vec::new(),
+            bytes: 0,
+            limit,
+            more: true,
+            full: false,
+        }
+    }
+
+    /// How many states to read next; `None` when the page is done.
+    fn wanted(&self) -> Option<u32> {
+        let room = self.limit - u32::try_from(self.states.len()).unwrap_or(self.limit);
+        (self.more && !self.full && room > 0).then(|| room.min(STATES_PER_READ))
+    }
+
+    /// Adds what a read for `limit` states gave; fewer say that there are no more.
+    fn add(&mut self, rows: &[StateRow], limit: u32) {
+        self.more = rows.len() >= limit as usize;
+        for state in rows.iter().map(StateRow::to_wire) {
+            let bytes = state.encoded_len();
+            if self.bytes + bytes > BATCH_BYTES_MAX && !self.states.is_empty() {
+                (self.more, self.full) = (true, true);
+                return;
+            }
+            self.bytes += bytes;
+            self.states.push(state);
+        }
+    }
+
+    fn finish(self, request: &Request<'_>, position: Option<&[u8]>) -> pull_reply::What {
+        let cursor = position.map(|position| request.cursor(position)).unwrap_or_default();
+        pull_reply::What::Page(v1::Page {
+            states: self.states,
+            cursor: cursor.into(),
+            more: self.more,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(count: u64, payload_bytes: usize) -> Vec<StateRow> {
+        let row = |stream_sequence| StateRow {
+            path: format!("prontera/MAP_STATE/{stream_sequence}"),
+            tenure: 1,
+            position: Position {
+                incarnation: 1,
+                sequence: stream_sequence,
+            },
+            deleted: false,
+            payload: Some("x".repeat(payload_bytes)),
+            account_id: 0,
+            host_id: Uuid::nil(),
+            stream_sequence,
+            received_at_ms: 0,
+        };
+        (1..=count).map(row).collect()
+    }
+
+    #[test]
+    fn a_page_ends_where_the_states_end() {
+        let mut page = PageBuilder::new(0);
+        assert_eq!(page.wanted(), Some(STATES_PER_READ));
+        page.add(&rows(3, 10), STATES_PER_READ);
+        assert_eq!((page.wanted(), page.more, page.states.len()), (None, false, 3));
+    }
+
+    #[test]
+    fn a_page_ends_at_the_limit_and_says_that_there_may_be_more() {
+        let mut page = PageBuilder::new(130);
+        page.add(&rows(128, 10), page.wanted().expect("room"));
+        assert_eq!(page.wanted(), Some(2));
+        page.add(&rows(2, 10), 2);
+        assert_eq!((page.wanted(), page.more, page.states.len()), (None, true, 130));
+    }
+
+    #[test]
+    fn a_page_ends_before_it_outgrows_a_message_and_always_moves_on() {
+        let mut page = PageBuilder::new(0);
+        page.add(&rows(10, 256 * 1024), STATES_PER_READ);
+        assert!(page.more && page.wanted().is_none() && page.bytes <= BATCH_BYTES_MAX);
+        assert_eq!(page.states.len(), 3);
+        let mut page = PageBuilder::new(0);
+        page.add(&rows(2, BATCH_BYTES_MAX), STATES_PER_READ);
+        assert_eq!(page.states.len(), 1, "a state too large for a page is a page by itself");
+    }
+}

@@ -1,0 +1,318 @@
+//! The call of `p2p_sync.apply_batch`: a part of a message as arrays, and the answer as outcomes.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt::Write,
+};
+
+use deadpool_postgres::Object;
+use p2p_sync_proto::{Code, Position, Problem, envelope::Lane, limits::SEQUENCE_GAPS_MAX, policy::Keep};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, ToSql},
+};
+use uuid::Uuid;
+
+use super::{apply::Part, signed, unsigned};
+use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
+
+const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
+    $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
+    $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25::text[]::jsonb[], \
+    $26, $27, $28, $29, $30, $31, $32, $33, $34)";
+
+const CONFLICT: &str = "the operator edited this state, and the writer had not seen that: read the path again, then write what is still meant";
+const TOO_OLD: &str = "the operation comes from an outbox that was closed long ago, and newer state may have been deleted since: it is refused";
+
+/// The arguments of `apply_batch`, in its order.
+pub(super) struct Arguments<'a> {
+    host_id: Uuid,
+    incarnation: i64,
+    sets: [String; 3],
+    streams: Vec<&'a str>,
+    stream_counts: Vec<i64>,
+    sequences: Vec<i64>,
+    predecessor_incarnations: Vec<Option<i64>>,
+    predecessors: Vec<Option<i64>>,
+    stream_of: Vec<i32>,
+    stream_back: Vec<i64>,
+    operation_ids: Vec<Uuid>,
+    tenures: Vec<i64>,
+    paths: Vec<&'a str>,
+    data_types: Vec<i16>,
+    keeps_every: Vec<bool>,
+    log_seconds: Vec<Option<i32>>,
+    deleted: Vec<bool>,
+    account_ids: Vec<i64>,
+    maps: Vec<&'a str>,
+    hub_edits_seen: Vec<i64>,
+    made_at_ms: Vec<i64>,
+    payloads: Vec<Option<&'a str>>,
+    refused_sequences: Vec<i64>,
+    refused_ids: Vec<Uuid>,
+    refused_paths: Vec<Cow<'a, str>>,
+    refused_types: Vec<i32>,
+    refused_codes: Vec<i32>,
+    refused_reasons: Vec<Cow<'a, str>>,
+    refused_payloads: Vec<&'a [u8]>,
+}
+
+impl<'a> Arguments<'a> {
+    pub(super) fn of(host_id: Uuid, part: &'a Part<'a>) -> Self {
+        let (ops, refused) = (&part.ops, &part.refused);
+        let given: Vec<&str> = ops.iter().map(|op| op.path.parts().scope.stream()).collect();
+        let (streams, stream_counts, stream_of, stream_back) = number(&given);
+        let waits = ops.iter().any(|op| op.predecessor.is_some());
+        let predecessors = |field: fn(Position) -> u64| {
+            ops.iter()
+                .filter(|_| waits)
+                .map(|op| op.predecessor.map(|before| signed(field(before))))
+                .collect()
+        };
+        Self {
+            host_id,
+            incarnation: signed(part.incarnation),
+            sets: [
+                multirange(ops.iter().map(|op| (op.position.sequence, op.position.sequence))),
+                multirange(refused.iter().map(|one| (one.sequence, one.sequence))),
+                multirange(part.withdrawn.iter().copied()),
+            ],
+            streams,
+            stream_counts,
+            sequences: ops.iter().map(|op| signed(op.position.sequence)).collect(),
+            predecessor_incarnations: predecessors(|before| before.incarnation),
+            predecessors: predecessors(|before| before.sequence),
+            stream_of,
+            stream_back,
+            operation_ids: ops.iter().map(|op| op.operation_id).collect(),
+            tenures: ops.iter().map(|op| signed(op.tenure)).collect(),
+            paths: ops.iter().map(|op| op.path.as_str()).collect(),
+            data_types: ops.iter().map(|op| op.data_type as i16).collect(),
+            keeps_every: ops.iter().map(|op| op.keep == Keep::Every).collect(),
+            log_seconds: ops.iter().map(|op| log_seconds(op)).collect(),
+            deleted: ops.iter().map(|op| op.deleted).collect(),
+            account_ids: ops.iter().map(|op| i64::from(op.account_id)).collect(),
+            maps: ops.iter().map(|op| op.map.as_str()).collect(),
+            hub_edits_seen: ops.iter().map(|op| signed(op.hub_edit_seen)).collect(),
+            made_at_ms: ops.iter().map(|op| signed(op.made_at_ms)).collect(),
+            payloads: ops.iter().map(|op| op.payload.as_deref()).collect(),
+            refused_sequences: refused.iter().map(|one| signed(one.sequence)).collect(),
+            refused_ids: refused.iter().map(|one| one.operation_id).collect(),
+            refused_paths: refused.iter().map(|one| without_nul(one.path)).collect(),
+            refused_types: refused.iter().map(|one| one.data_type).collect(),
+            refused_codes: refused.iter().map(|one| one.problem.code as i32).collect(),
+            refused_reasons: refused.iter().map(|one| without_nul(&one.problem.sentence)).collect(),
+            refused_payloads: refused.iter().map(|one| one.payload).collect(),
+        }
+    }
+
+    /// Calls `apply_batch`; what comes back is committed.
+    pub(super) async fn send(&self, client: &Object) -> Result<Answer, tokio_postgres::Error> {
+        let statement = client.prepare_cached(APPLY).await?;
+        let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
+        let [batch, refused, withdrawn] = &self.sets;
+        #[rustfmt::skip]
+        let values: [&(dyn ToSql + Sync); 34] = [
+            &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
+            &self.streams, &self.stream_counts,
+            &self.sequences, &self.predecessor_incarnations, &self.predecessors, &self.stream_of, &self.stream_back,
+            &self.operation_ids, &self.tenures, &self.paths, &self.data_types, &self.keeps_every,
+            &self.log_seconds, &self.deleted, &self.account_ids, &self.maps, &self.hub_edits_seen,
+            &self.made_at_ms, &self.payloads,
+            &self.refused_sequences, &self.refused_ids, &self.refused_paths, &self.refused_types,
+            &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
+            &(Code::Conflict as i32), &CONFLICT,
+        ];
+        let row = client.query_one(&statement, &values).await?;
+        Ok(Answer {
+            timeline: unsigned(row.get("timeline")),
+            received_at_ms: unsigned(row.get("received_at_ms")),
+            closed: row.get("closed"),
+            waiting: list(&row, "waiting"),
+            told: list(&row, "told_sequences")
+                .into_iter()
+                .zip(list(&row, "told_codes").into_iter().zip(list(&row, "told_reasons")))
+                .collect(),
+            refused_before: list(&row, "refused_before"),
+            decided: list(&row, "decided_sequences")
+                .into_iter()
+                .zip(
+                    list(&row, "decided_outcomes")
+                        .into_iter()
+                        .zip(list(&row, "decided_numbers")),
+                )
+                .collect(),
+        })
+    }
+}
+
+/// An array that is NULL where it would be empty.
+fn list<'r, T: FromSql<'r>>(row: &'r Row, column: &str) -> Vec<T> {
+    row.get::<_, Option<Vec<T>>>(column).unwrap_or_default()
+}
+
+/// What `apply_batch` returns; keyed by sequence.
+pub(super) struct Answer {
+    timeline: u64,
+    received_at_ms: u64,
+    closed: bool,
+    waiting: Vec<i64>,
+    told: HashMap<i64, (i32, String)>,
+    /// Of the sequences to be refused, those that were settled before.
+    refused_before: Vec<i64>,
+    decided: HashMap<i64, (i16, i64)>,
+}
+
+impl Answer {
+    /// Adds what became of a part.
+    pub(super) fn add_to(&self, committed: &mut Committed, valid: &Valid, part: &Part<'_>) {
+        committed.timeline = self.timeline;
+        for op in &part.ops {
+            let outcome = self.outcome(op.position.sequence);
+            if let Outcome::Applied {
+                stream_sequence: stream_sequence @ 1..,
+            } = outcome
+            {
+                committed.changes.push(self.change(valid, op, stream_sequence));
+            }
+            committed.outcomes.push((op.index, outcome));
+        }
+        for refused in &part.refused {
+            let is_new = !self.closed && !self.refused_before.contains(&signed(refused.sequence));
+            let outcome = if is_new {
+                Outcome::Rejected(refused.problem.clone().into_owned())
+            } else {
+                self.outcome(refused.sequence)
+            };
+            committed.outcomes.push((refused.index, outcome));
+        }
+    }
+
+    fn outcome(&self, sequence: u64) -> Outcome {
+        let sequence = signed(sequence);
+        if self.closed {
+            return Outcome::Rejected(Problem::new(Code::OutboxTooOld, TOO_OLD));
+        }
+        if let Some((outcome, number)) = self.decided.get(&sequence) {
+            return match outcome {
+                0 => Outcome::Applied {
+                    stream_sequence: unsigned(*number),
+                },
+                1 => Outcome::Superseded,
+                _ => Outcome::Rejected(Problem::new(Code::Conflict, CONFLICT)),
+            };
+        }
+        if self.waiting.contains(&sequence) {
+            return Outcome::NotYet;
+        }
+        match self.told.get(&sequence) {
+            Some((code, reason)) => Outcome::Rejected(Problem::new(code_of(*code), reason)),
+            None => Outcome::Applied { stream_sequence: 0 },
+        }
+    }
+
+    fn change(&self, valid: &Valid, op: &ValidOp, stream_sequence: u64) -> Change {
+        Change {
+            path: op.path.clone(),
+            stream: op.path.parts().scope.stream().to_owned(),
+            stream_sequence,
+            host_id: valid.host_id,
+            tenure: op.tenure,
+            position: op.position,
+            data_type: op.data_type,
+            keep: op.keep,
+            deleted: op.deleted,
+            account_id: op.account_id,
+            payload: op.payload.clone(),
+            received_at_ms: self.received_at_ms,
+            critical: valid.lane == Lane::Critical,
+        }
+    }
+}
+
+/// A code as the tables hold it; a newer hub's, which this build does not know, is ours to look into.
+pub(super) fn code_of(number: i32) -> Code {
+    Code::try_from(number).unwrap_or(Code::Internal)
+}
+
+/// Postgres' texts hold everything but NUL.
+pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// As `p_log_seconds` takes it.
+fn log_seconds(op: &ValidOp) -> Option<i32> {
+    match (op.keep, op.history) {
+        (Keep::Every, _) | (_, History::All) => Some(0),
+        (_, History::Sampled { seconds }) => Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
+        (_, History::Off) => None,
+    }
+}
+
+/// The distinct streams, sorted, and how often each occurs; for each element which stream it is, from 1, and how many
+/// elements of that stream follow it.
+fn number<'a>(given: &[&'a str]) -> (Vec<&'a str>, Vec<i64>, Vec<i32>, Vec<i64>) {
+    let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+    for stream in given {
+        *counts.entry(stream).or_default() += 1;
+    }
+    let (streams, stream_counts): (Vec<&str>, Vec<i64>) = counts.into_iter().unzip();
+    let mut left = stream_counts.clone();
+    let (mut stream_of, mut stream_back) = (Vec::new(), Vec::new());
+    for stream in given {
+        let place = streams.binary_search(stream).expect("each was counted");
+        left[place] -= 1;
+        stream_of.push(i32::try_from(place + 1).expect("at most one a operation"));
+        stream_back.push(left[place]);
+    }
+    (streams, stream_counts, stream_of, stream_back)
+}
+
+/// Inclusive ranges as Postgres reads an `int8multirange`; neighbours are joined, so that most are one range.
+fn multirange(ranges: impl Iterator<Item = (u64, u64)>) -> String {
+    let mut joined: Vec<(i64, i64)> = Vec::new();
+    for (first, last) in ranges.map(|(first, last)| (signed(first), signed(last))) {
+        match joined.last_mut() {
+            Some((_, end)) if first == *end + 1 => *end = last,
+            _ => joined.push((first, last)),
+        }
+    }
+    let mut text = String::from("{");
+    for (index, (first, last)) in joined.iter().enumerate() {
+        let separator = if index == 0 { "" } else { "," };
+        write!(text, "{separator}[{first},{last}]").expect("a String takes everything");
+    }
+    text + "}"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::COUNTER_MAX;
+
+    #[test]
+    fn neighbouring_sequences_become_one_range() {
+        let single = |sequence| (sequence, sequence);
+        assert_eq!(
+            multirange([1, 2, 3, 7, 9, 10].into_iter().map(single)),
+            "{[1,3],[7,7],[9,10]}"
+        );
+        assert_eq!(multirange([].into_iter()), "{}");
+        assert_eq!(
+            multirange([(5, u64::MAX)].into_iter()),
+            format!("{{[5,{COUNTER_MAX}]}}")
+        );
+    }
+
+    #[test]
+    fn operations_of_a_stream_are_numbered_in_their_order() {
+        let (streams, counts, stream_of, stream_back) = number(&["prontera", "geffen", "prontera", "prontera"]);
+        assert_eq!((streams, counts), (vec!["geffen", "prontera"], vec![1, 3]));
+        assert_eq!((stream_of, stream_back), (vec![2, 1, 2, 2], vec![2, 0, 1, 0]));
+    }
+}

@@ -1,0 +1,265 @@
+//! The hosts that are enrolled, the outboxes they open, and the claim of the one proxy that works without Redis.
+
+use std::{
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use deadpool_postgres::Object;
+use p2p_sync_proto::{Code, Problem};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls, Row};
+use uuid::Uuid;
+
+use super::{Store, not_answering, signed, unavailable, unsigned};
+
+const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status, enrolled_at FROM p2p_sync.hosts";
+
+/// Held by the one proxy of a database; any number that nothing else of the operator's locks.
+const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended('p2p_sync single proxy', 0))";
+
+/// Another outbox uses the incarnation, or has come further: two outboxes would count the same sequences.
+const IS_CLONED: &str = "SELECT EXISTS (SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 \
+    AND (incarnation > $2 OR incarnation = $2 AND outbox_id <> $3))";
+
+const OPEN: &str = "INSERT INTO p2p_sync.settled_sequences AS s (host_id, incarnation, outbox_id) VALUES ($1, $2, $3) \
+    ON CONFLICT (host_id, incarnation) DO UPDATE SET outbox_id = excluded.outbox_id \
+        WHERE s.outbox_id IS DISTINCT FROM excluded.outbox_id";
+
+/// The newest of the drained incarnations stands for all before it.
+const CLOSE: &str = "UPDATE p2p_sync.settled_sequences AS s SET closed = true \
+    WHERE host_id = $1 AND NOT closed AND incarnation = (SELECT max(incarnation) FROM p2p_sync.settled_sequences AS older \
+        WHERE older.host_id = $1 AND older.incarnation < $2)";
+
+const FORGET: &str = "DELETE FROM p2p_sync.settled_sequences AS s WHERE host_id = $1 \
+    AND EXISTS (SELECT FROM p2p_sync.settled_sequences AS newer \
+        WHERE newer.host_id = $1 AND newer.incarnation > s.incarnation AND newer.closed)";
+
+/// Whether a host may take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostStatus {
+    /// It may.
+    Active,
+    /// Its credential was seen in two places; an operator decides.
+    Locked,
+    /// Never again.
+    Revoked,
+}
+
+impl HostStatus {
+    /// As the table holds it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Locked => "locked",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl FromStr for HostStatus {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        [Self::Active, Self::Locked, Self::Revoked]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| {
+                Problem::new(
+                    Code::BadValue,
+                    format!("{text:?} is no status of a host: write active, locked or revoked"),
+                )
+            })
+    }
+}
+
+/// A host as it was enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its identity.
+    pub host_id: Uuid,
+    /// The volunteer's game account; 0 for none.
+    pub account_id: u32,
+    /// For people.
+    pub name: String,
+    /// The master key that its keys are derived from.
+    pub key_id: String,
+    /// Of its credential, from 1.
+    pub generation: u32,
+    /// Whether it may take part.
+    pub status: HostStatus,
+    /// Milliseconds since 1970.
+    pub enrolled_at_ms: u64,
+}
+
+impl HostRow {
+    fn of(row: &Row) -> Self {
+        let enrolled_at: SystemTime = row.get(6);
+        let since_1970 = enrolled_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self {
+            host_id: row.get(0),
+            account_id: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+            name: row.get(2),
+            key_id: row.get(3),
+            generation: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
+            // A status that this build does not know lets nobody in.
+            status: row.get::<_, &str>(5).parse().unwrap_or(HostStatus::Locked),
+            enrolled_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
+        }
+    }
+}
+
+impl Store {
+    /// Enrols a host; enrolling one again changes nothing and gives what is there.
+    pub async fn add_host(&self, host_id: Uuid, account_id: u32, name: &str, key_id: &str) -> Result<HostRow, Problem> {
+        const ADD: &str = "INSERT INTO p2p_sync.hosts (host_id, account_id, name, key_id) VALUES ($1, $2, $3, $4) \
+            ON CONFLICT (host_id) DO NOTHING";
+        self.write(ADD, &[&host_id, &i64::from(account_id), &name, &key_id])
+            .await?;
+        self.host(host_id).await?.ok_or_else(not_answering)
+    }
+
+    /// All hosts, in the order they were enrolled.
+    pub async fn hosts(&self) -> Result<Vec<HostRow>, Problem> {
+        let rows = self
+            .rows(&format!("{HOSTS} ORDER BY enrolled_at, host_id"), &[])
+            .await?;
+        Ok(rows.iter().map(HostRow::of).collect())
+    }
+
+    /// One host.
+    pub async fn host(&self, host_id: Uuid) -> Result<Option<HostRow>, Problem> {
+        let rows = self.rows(&format!("{HOSTS} WHERE host_id = $1"), &[&host_id]).await?;
+        Ok(rows.first().map(HostRow::of))
+    }
+
+    /// Locks, revokes or readmits a host; false where there is no such host.
+    pub async fn set_host_status(&self, host_id: Uuid, status: HostStatus) -> Result<bool, Problem> {
+        const SET: &str = "UPDATE p2p_sync.hosts SET status = $2 WHERE host_id = $1";
+        Ok(self.write(SET, &[&host_id, &status.as_str()]).await? > 0)
+    }
+
+    async fn write(&self, sql: &str, values: &[&(dyn tokio_postgres::types::ToSql + Sync)]) -> Result<u64, Problem> {
+        let client = self.reads().await?;
+        let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
+        let rows = client
+            .execute(&statement, values)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        self.inner.pools.make_durable().await?;
+        Ok(rows)
+    }
+
+    /// Notes that a host has opened an outbox, and gives the hub's timeline.
+    ///
+    /// Incarnations before `oldest_incarnation` hold nothing any more and are closed. Refuses with `NOT_ENROLLED`,
+    /// `OUTBOX_CLONED` (nothing may be sent: sequences would be counted twice) or `HUB_UNAVAILABLE`.
+    pub async fn hello(
+        &self,
+        host_id: Uuid,
+        outbox_id: Uuid,
+        incarnation: u64,
+        oldest_incarnation: u64,
+    ) -> Result<u64, Problem> {
+        let mut client = self.reads().await?;
+        let opened = open(&mut client, host_id, outbox_id, incarnation, oldest_incarnation).await;
+        let timeline = opened.map_err(|error| unavailable(&error))??;
+        self.inner.pools.make_durable().await?;
+        Ok(timeline)
+    }
+
+    /// Claims the database for this proxy alone, until the claim is dropped (`SECOND_PROXY`, `DATABASE_UNREACHABLE`).
+    pub async fn claim_single_proxy(&self) -> Result<Claim, Problem> {
+        if self.inner.pools.is_embedded() {
+            return Ok(Claim { held_by: None });
+        }
+        let mut config = self.inner.pools.config.clone();
+        config.application_name("p2p-sync-proxy claim");
+        let (client, connection) = config.connect(NoTls).await.map_err(|error| unavailable(&error))?;
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::error!(%error, "the connection that claims the database for this proxy is lost");
+            }
+        });
+        let claimed = client
+            .query_one(CLAIM, &[])
+            .await
+            .map_err(|error| unavailable(&error))?;
+        if claimed.get(0) {
+            return Ok(Claim {
+                held_by: Some((client, task)),
+            });
+        }
+        Err(Problem::new(
+            Code::SecondProxy,
+            "another proxy uses this database, and without Redis they cannot tell each other what changed: \
+             set redis_host for both, or stop the other one",
+        ))
+    }
+}
+
+/// The outer error is Postgres', the inner one is the host's.
+async fn open(
+    client: &mut Object,
+    host_id: Uuid,
+    outbox_id: Uuid,
+    incarnation: u64,
+    oldest_incarnation: u64,
+) -> Result<Result<u64, Problem>, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    // Two that say hello as the same host at once are told apart.
+    let host = transaction
+        .query_opt("SELECT FROM p2p_sync.hosts WHERE host_id = $1 FOR UPDATE", &[&host_id])
+        .await?;
+    if host.is_none() {
+        return Ok(Err(Problem::new(
+            Code::NotEnrolled,
+            "this host is not enrolled here: ask the operator for a token",
+        )));
+    }
+    let incarnation = signed(incarnation);
+    if transaction
+        .query_one(IS_CLONED, &[&host_id, &incarnation, &outbox_id])
+        .await?
+        .get(0)
+    {
+        return Ok(Err(Problem::new(
+            Code::OutboxCloned,
+            "another outbox has come further under this host's credential: enrol this machine anew if the credential is \
+             in use elsewhere, or bring the newest outbox folder back if it was replaced by an older one",
+        )));
+    }
+    transaction.execute(OPEN, &[&host_id, &incarnation, &outbox_id]).await?;
+    transaction
+        .execute(CLOSE, &[&host_id, &signed(oldest_incarnation).min(incarnation)])
+        .await?;
+    transaction.execute(FORGET, &[&host_id]).await?;
+    let hub = transaction.query_one("SELECT timeline FROM p2p_sync.hub", &[]).await?;
+    transaction.commit().await?;
+    Ok(Ok(unsigned(hub.get(0))))
+}
+
+/// The claim of the one proxy of a database. An embedded engine's data directory is locked anyway.
+#[derive(Debug)]
+pub struct Claim {
+    held_by: Option<(Client, JoinHandle<()>)>,
+}
+
+impl Claim {
+    /// Returns when Postgres has given the claim up, because the connection that holds it broke; otherwise never.
+    pub async fn lost(&mut self) {
+        match &mut self.held_by {
+            // Whether it ended or panicked, the connection is gone.
+            Some((_, task)) => drop(task.await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.held_by {
+            task.abort();
+        }
+    }
+}

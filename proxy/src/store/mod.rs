@@ -1,0 +1,260 @@
+//! The hub's Postgres: what was committed here is settled, and nothing else is.
+//!
+//! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres refuses, `read` answers what readers ask,
+//! `hosts` knows the hosts and their outboxes, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres
+//! inside this process where there is none outside.
+
+mod apply;
+mod bisect;
+mod call;
+#[cfg(feature = "embedded")]
+mod embedded;
+mod hosts;
+mod maintain;
+mod pools;
+mod read;
+pub mod schema;
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use deadpool_postgres::Object;
+use p2p_sync_proto::{Code, Problem, envelope::Lane};
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+pub use hosts::{Claim, HostRow, HostStatus};
+pub use maintain::Maintained;
+pub use read::StateRow;
+
+use pools::Pools;
+
+/// Where the database is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Connection {
+    /// A connection string, as a URL or as `key=value` pairs. May hold a password.
+    Url(String),
+    /// The data directory of a Postgres inside this process, made if it is not there.
+    Embedded(PathBuf),
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(_) => f.write_str("Url(..)"),
+            Self::Embedded(directory) => f.debug_tuple("Embedded").field(directory).finish(),
+        }
+    }
+}
+
+/// What the store needs to know.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where the database is.
+    pub connection: Connection,
+    /// Connections that critical messages have for themselves; at least 1. The embedded engine has one for everything.
+    pub critical_connections: usize,
+    /// Connections that bulk messages share; at least 1.
+    pub bulk_connections: usize,
+    /// How long Postgres may work on one critical message or read.
+    pub statement_timeout_ms: u32,
+    /// How long Postgres may work on one bulk message or on maintenance.
+    pub bulk_statement_timeout_ms: u32,
+    /// Of the vectors, when this proxy makes the schema; 1 to 2000.
+    pub embedding_dimensions: u32,
+    /// How long logged operations are kept.
+    pub log_retention_days: u32,
+    /// How long tombstones are kept, and how old an outbox may be: what it still holds then is refused.
+    pub tombstone_retention_days: u32,
+}
+
+/// The database did not decide: nothing may be said of the message, and it is sent again.
+///
+/// Some of it may be committed all the same; it is recognised when it comes again. Whoever caches what a message changes
+/// has to forget it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct Unavailable(#[from] pub Problem);
+
+impl From<Unavailable> for Problem {
+    fn from(unavailable: Unavailable) -> Self {
+        unavailable.0
+    }
+}
+
+/// A pool for each lane over one database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pools: Pools,
+    hub_id: Uuid,
+    statement_timeout: Duration,
+    bulk_statement_timeout: Duration,
+    log_retention_days: u32,
+    tombstone_retention_days: u32,
+}
+
+impl Inner {
+    fn statement_timeout(&self, lane: Lane) -> Duration {
+        if lane == Lane::Critical {
+            self.statement_timeout
+        } else {
+            self.bulk_statement_timeout
+        }
+    }
+}
+
+impl Store {
+    /// Connects, and makes the schema if the database is empty.
+    ///
+    /// Refuses with `DATABASE_UNREACHABLE`, `DATA_DIRECTORY_IN_USE`, `SCHEMA_MISSING` (the database holds something else)
+    /// or `SCHEMA_OUTDATED` (another version).
+    pub async fn connect(config: &StoreConfig) -> Result<Self, Problem> {
+        let pools = Pools::open(config).await?;
+        let client = pools.reads().await.map_err(|error| unreachable(&error))?;
+        schema::prepare(&client, config.embedding_dimensions).await?;
+        pools.make_durable().await?;
+        let hub = client
+            .query_one("SELECT hub_id FROM p2p_sync.hub", &[])
+            .await
+            .map_err(|error| unavailable(&error))?;
+        drop(client);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                pools,
+                hub_id: hub.get(0),
+                statement_timeout: Duration::from_millis(config.statement_timeout_ms.into()),
+                bulk_statement_timeout: Duration::from_millis(config.bulk_statement_timeout_ms.into()),
+                log_retention_days: config.log_retention_days,
+                tombstone_retention_days: config.tombstone_retention_days,
+            }),
+        })
+    }
+
+    /// Brings the schema of a database up to this build's version, making it if the database is empty. Gives the version.
+    pub async fn upgrade(config: &StoreConfig) -> Result<i32, Problem> {
+        let pools = Pools::open(config).await?;
+        let client = pools.reads().await.map_err(|error| unreachable(&error))?;
+        let version = schema::upgrade(&client, config.embedding_dimensions).await;
+        drop(client);
+        pools.make_durable().await?;
+        pools.close().await;
+        version
+    }
+
+    /// The version of the schema that is there.
+    pub async fn schema_version(&self) -> Result<i32, Problem> {
+        let client = self.reads().await?;
+        schema::version(&client).await?.ok_or_else(schema::missing)
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> Result<(), Problem> {
+        self.timeline().await.map(drop)
+    }
+
+    /// This hub among others; made with the schema.
+    pub fn hub_id(&self) -> Uuid {
+        self.inner.hub_id
+    }
+
+    /// Changes when the database may have gone back.
+    pub async fn timeline(&self) -> Result<u64, Problem> {
+        let client = self.reads().await?;
+        let statement = client
+            .prepare_cached("SELECT timeline FROM p2p_sync.hub")
+            .await
+            .map_err(|e| unavailable(&e))?;
+        let row = client
+            .query_one(&statement, &[])
+            .await
+            .map_err(|error| unavailable(&error))?;
+        Ok(unsigned(row.get(0)))
+    }
+
+    /// Closes all connections and stops the embedded engine. Other clones of the store are unavailable from then on.
+    pub async fn close(&self) {
+        self.inner.pools.close().await;
+    }
+
+    async fn lane(&self, lane: Lane) -> Result<Object, Unavailable> {
+        let pools = &self.inner.pools;
+        let taken = if lane == Lane::Critical {
+            pools.critical().await
+        } else {
+            pools.bulk().await
+        };
+        taken.map_err(|error| {
+            tracing::warn!(%error, ?lane, "no connection to Postgres");
+            Unavailable(not_answering())
+        })
+    }
+
+    /// A connection of the readers, for what the calls above do not ask.
+    pub async fn reads(&self) -> Result<Object, Problem> {
+        self.inner.pools.reads().await.map_err(|error| {
+            tracing::warn!(%error, "no connection to Postgres");
+            not_answering()
+        })
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("hub_id", &self.inner.hub_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a host is told while Postgres does not serve. Why it does not is the operator's to read in the log.
+fn not_answering() -> Problem {
+    Problem::new(
+        Code::HubUnavailable,
+        "the hub's database does not answer now; try again later",
+    )
+}
+
+/// Logs an error for the operator and gives what a host is told.
+fn unavailable(error: &tokio_postgres::Error) -> Problem {
+    tracing::warn!(error = %told(error), "Postgres failed");
+    not_answering()
+}
+
+/// What the operator is told who starts a proxy.
+fn unreachable(error: &deadpool_postgres::PoolError) -> Problem {
+    let reason = match error {
+        deadpool_postgres::PoolError::Backend(error) => told(error),
+        other => other.to_string(),
+    };
+    Problem::new(
+        Code::DatabaseUnreachable,
+        format!("Postgres cannot be reached ({reason}): check pg_connection_string and that the server runs"),
+    )
+}
+
+/// Postgres' own sentence without its detail, which quotes rows; for other errors the whole chain.
+fn told(error: &tokio_postgres::Error) -> String {
+    if let Some(database) = error.as_db_error() {
+        return database.message().to_owned();
+    }
+    let cause = std::error::Error::source(error);
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// The class of an SQLSTATE: its first two characters.
+fn class(state: &SqlState) -> &str {
+    state.code().get(..2).unwrap_or_default()
+}
+
+/// Counters are `bigint` there and never negative.
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// Counters beyond what validation lets pass cannot be told apart; nothing is made of one.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number.min(crate::operation::COUNTER_MAX)).expect("COUNTER_MAX fits")
+}

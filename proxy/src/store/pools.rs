@@ -1,0 +1,164 @@
+//! The connections: one pool a lane and one for reads, so that no lane waits for another's.
+
+use std::{str::FromStr, time::Duration};
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use p2p_sync_proto::{Code, Problem};
+use tokio_postgres::NoTls;
+
+use super::{Connection, StoreConfig};
+
+/// Reads are short, and critical messages go before them.
+const READ_CONNECTIONS: usize = 4;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that vanished without a word is noticed after this long.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+pub(super) struct Pools {
+    critical: Pool,
+    bulk: Pool,
+    reads: Pool,
+    pub(super) config: tokio_postgres::Config,
+    #[cfg(feature = "embedded")]
+    engine: Option<std::sync::Arc<super::embedded::Engine>>,
+}
+
+impl Pools {
+    pub(super) async fn open(config: &StoreConfig) -> Result<Self, Problem> {
+        match &config.connection {
+            Connection::Url(text) => Self::open_server(config, text),
+            Connection::Embedded(directory) => Self::open_embedded(config, directory).await,
+        }
+    }
+
+    fn open_server(config: &StoreConfig, text: &str) -> Result<Self, Problem> {
+        let mut server = tokio_postgres::Config::from_str(text).map_err(|error| {
+            Problem::new(
+                Code::BadValue,
+                format!("pg_connection_string cannot be read ({})", super::told(&error)),
+            )
+        })?;
+        server
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(SILENCE_MAX / 2)
+            .tcp_user_timeout(SILENCE_MAX);
+        let manager = |name: &str| {
+            let mut named = server.clone();
+            named.application_name(format!("p2p-sync-proxy {name}"));
+            // Asks the connection's own task whether it still runs, without a round trip: Postgres announces its end. What
+            // breaks between that and its use fails one message, which is sent again.
+            Manager::from_config(
+                named,
+                NoTls,
+                ManagerConfig {
+                    recycling_method: RecyclingMethod::Fast,
+                },
+            )
+        };
+        Ok(Self {
+            critical: pool(
+                manager("critical"),
+                config.critical_connections,
+                config.statement_timeout_ms,
+            )?,
+            bulk: pool(
+                manager("bulk"),
+                config.bulk_connections,
+                config.bulk_statement_timeout_ms,
+            )?,
+            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout_ms)?,
+            config: server,
+            #[cfg(feature = "embedded")]
+            engine: None,
+        })
+    }
+
+    #[cfg(feature = "embedded")]
+    async fn open_embedded(config: &StoreConfig, directory: &std::path::Path) -> Result<Self, Problem> {
+        let engine = super::embedded::Engine::start(directory).await?;
+        let server = engine.config();
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        };
+        let manager = Manager::from_connect(server.clone(), engine.connector(), recycling);
+        let only = pool(manager, 1, config.bulk_statement_timeout_ms)?;
+        Ok(Self {
+            critical: only.clone(),
+            bulk: only.clone(),
+            reads: only,
+            config: server,
+            engine: Some(engine),
+        })
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    #[allow(clippy::unused_async)]
+    async fn open_embedded(_: &StoreConfig, _: &std::path::Path) -> Result<Self, Problem> {
+        Err(Problem::new(
+            Code::MissingValue,
+            "this build has no Postgres of its own: set pg_connection_string, or build with the feature `embedded`",
+        ))
+    }
+
+    pub(super) async fn critical(&self) -> Result<Object, PoolError> {
+        self.critical.get().await
+    }
+
+    pub(super) async fn bulk(&self) -> Result<Object, PoolError> {
+        self.bulk.get().await
+    }
+
+    pub(super) async fn reads(&self) -> Result<Object, PoolError> {
+        self.reads.get().await
+    }
+
+    /// Whether the database lives in this process, so that no other proxy can use it.
+    pub(super) fn is_embedded(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        return self.engine.is_some();
+        #[cfg(not(feature = "embedded"))]
+        false
+    }
+
+    /// To be called after a commit and before it is told of: a server does that itself, the embedded engine does not.
+    pub(super) async fn make_durable(&self) -> Result<(), Problem> {
+        #[cfg(feature = "embedded")]
+        if let Some(engine) = &self.engine {
+            return engine.make_durable().await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(&self) {
+        for pool in [&self.critical, &self.bulk, &self.reads] {
+            pool.close();
+        }
+        #[cfg(feature = "embedded")]
+        if let Some(engine) = &self.engine {
+            engine.stop().await;
+        }
+    }
+}
+
+/// Plans are made once a connection and by index: the tables may be empty when that happens, and large an hour later.
+fn pool(manager: Manager, size: usize, statement_timeout_ms: u32) -> Result<Pool, Problem> {
+    let settings = format!(
+        "SET statement_timeout = {statement_timeout_ms}; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+         SET enable_seqscan = off; SET client_min_messages = warning"
+    );
+    let greet = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+        let settings = settings.clone();
+        Box::pin(async move { client.batch_execute(&settings).await.map_err(HookError::Backend) })
+    });
+    Pool::builder(manager)
+        .max_size(size.max(1))
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(
+            Duration::from_millis(u64::from(statement_timeout_ms)).max(CONNECT_TIMEOUT),
+        ))
+        .create_timeout(Some(CONNECT_TIMEOUT * 2))
+        .recycle_timeout(Some(CONNECT_TIMEOUT))
+        .post_create(greet)
+        .build()
+        .map_err(|error| Problem::new(Code::Internal, format!("the connection pool cannot be made ({error})")))
+}

@@ -1,0 +1,180 @@
+//! What readers ask: one path, a prefix, what changed in a stream, what became of an operation.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use p2p_sync_proto::{Path, Position, Problem, limits::PATH_BYTES_MAX, v1};
+use tokio_postgres::{Row, types::ToSql};
+use uuid::Uuid;
+
+use super::{Store, call::code_of, signed, unavailable, unsigned};
+use crate::operation::Outcome;
+
+const GET: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
+    stream_sequence, received_at FROM p2p_sync.states WHERE path = $1";
+
+const SCAN: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
+    stream_sequence, received_at FROM p2p_sync.states \
+    WHERE path >= $1 AND path <= $2 AND path > $3 AND NOT deleted ORDER BY path LIMIT $4";
+
+const CHANGES: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
+    stream_sequence, received_at FROM ( \
+        (SELECT path, tenure, incarnation, sequence, deleted, payload, account_id, host_id, stream_sequence, received_at \
+            FROM p2p_sync.states WHERE stream = $1 AND stream_sequence > $2 AND NOT keeps_every \
+            ORDER BY stream_sequence LIMIT $3) \
+        UNION ALL \
+        (SELECT path, tenure, incarnation, sequence, deleted, payload, account_id, host_id, stream_sequence, received_at \
+            FROM p2p_sync.operations WHERE stream = $1 AND stream_sequence > $2 AND keeps_every \
+            ORDER BY stream_sequence LIMIT $3) \
+    ) AS changes ORDER BY stream_sequence LIMIT $3";
+
+const REJECTED: &str = "SELECT code, reason FROM p2p_sync.rejected_operations WHERE host_id = $1 \
+    AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) LIMIT 1";
+
+const LOGGED: &str =
+    "SELECT stream_sequence, superseded FROM p2p_sync.operations WHERE operation_id = $1 AND host_id = $2 LIMIT 1";
+
+const SETTLED: &str =
+    "SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation = $2 AND settled @> $3::bigint";
+
+/// The largest character, as often as it fits into a path: no path with a prefix sorts after the prefix and this.
+const LAST: char = char::MAX;
+
+/// The state of a path, or an operation of a path whose operations each count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateRow {
+    /// Whose state it is.
+    pub path: String,
+    /// The first field of its version.
+    pub tenure: u64,
+    /// The rest of its version.
+    pub position: Position,
+    /// The path was deleted at this version; no payload then.
+    pub deleted: bool,
+    /// JSON text as Postgres writes it: members in its own order.
+    pub payload: Option<String>,
+    /// Whom it is about; 0 for nobody.
+    pub account_id: u32,
+    /// Which host wrote it.
+    pub host_id: Uuid,
+    /// Its position in its stream.
+    pub stream_sequence: u64,
+    /// Postgres' clock when it was applied, milliseconds since 1970.
+    pub received_at_ms: u64,
+}
+
+impl StateRow {
+    fn of(row: &Row) -> Self {
+        let received_at: SystemTime = row.get(9);
+        let since_1970 = received_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self {
+            path: row.get(0),
+            tenure: unsigned(row.get(1)),
+            position: Position {
+                incarnation: unsigned(row.get(2)),
+                sequence: unsigned(row.get(3)),
+            },
+            deleted: row.get(4),
+            payload: row.get(5),
+            account_id: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
+            host_id: row.get(7),
+            stream_sequence: unsigned(row.get(8)),
+            received_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
+        }
+    }
+
+    /// As readers get it.
+    pub fn to_wire(&self) -> v1::State {
+        v1::State {
+            path: self.path.clone(),
+            version: Some(v1::Version {
+                tenure: self.tenure,
+                incarnation: self.position.incarnation,
+                sequence: self.position.sequence,
+            }),
+            deleted: self.deleted,
+            payload: self.payload.clone().unwrap_or_default().into_bytes().into(),
+            account_id: self.account_id,
+            host_id: self.host_id.as_bytes().to_vec().into(),
+            stream_sequence: self.stream_sequence,
+            received_at_ms: self.received_at_ms,
+        }
+    }
+}
+
+impl Store {
+    /// The newest version of a path, a tombstone included.
+    pub async fn get(&self, path: &Path) -> Result<Option<StateRow>, Problem> {
+        Ok(self.rows(GET, &[&path.as_str()]).await?.first().map(StateRow::of))
+    }
+
+    /// States whose path begins with `prefix`, beyond `after`, in the order of the paths' bytes; deleted ones left out.
+    /// Fewer than `limit` mean that there are no more.
+    pub async fn scan(&self, prefix: &str, after: Option<&str>, limit: u32) -> Result<Vec<StateRow>, Problem> {
+        let last: String = prefix
+            .chars()
+            .chain(std::iter::repeat_n(LAST, PATH_BYTES_MAX / LAST.len_utf8()))
+            .collect();
+        self.states(SCAN, &[&prefix, &last, &after.unwrap_or_default(), &i64::from(limit)])
+            .await
+    }
+
+    /// What was committed to a stream after a position, in its order: the newest version of each path kept as `latest`,
+    /// each operation of paths kept as `every` (as long as the log keeps it), deletions included. Fewer than `limit` mean
+    /// that there are no more.
+    pub async fn changes_since(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<StateRow>, Problem> {
+        self.states(CHANGES, &[&stream, &signed(after), &i64::from(limit)])
+            .await
+    }
+
+    /// The last position of a stream that is committed; 0 for a stream without any.
+    pub async fn stream_head(&self, stream: &str) -> Result<u64, Problem> {
+        let rows = self
+            .rows("SELECT head FROM p2p_sync.map_states WHERE stream = $1", &[&stream])
+            .await?;
+        Ok(rows.first().map_or(0, |row| unsigned(row.get(0))))
+    }
+
+    /// What became of an operation; `None` where it is not settled, or no longer known. Whether an operation that is not
+    /// logged is settled only its position tells, and then SUPERSEDED cannot be told from APPLIED.
+    pub async fn operation_status(
+        &self,
+        host_id: Uuid,
+        operation_id: Uuid,
+        position: Option<Position>,
+    ) -> Result<Option<Outcome>, Problem> {
+        let incarnation = position.map(|position| signed(position.incarnation));
+        let sequence = position.map(|position| signed(position.sequence));
+        if let Some(row) = self
+            .rows(REJECTED, &[&host_id, &operation_id, &incarnation, &sequence])
+            .await?
+            .first()
+        {
+            let reason: String = row.get(1);
+            return Ok(Some(Outcome::Rejected(Problem::new(code_of(row.get(0)), reason))));
+        }
+        if let Some(row) = self.rows(LOGGED, &[&operation_id, &host_id]).await?.first() {
+            let applied = Outcome::Applied {
+                stream_sequence: unsigned(row.get(0)),
+            };
+            return Ok(Some(if row.get(1) { Outcome::Superseded } else { applied }));
+        }
+        if position.is_none() {
+            return Ok(None);
+        }
+        let settled = self.rows(SETTLED, &[&host_id, &incarnation, &sequence]).await?;
+        Ok(settled.first().map(|_| Outcome::Applied { stream_sequence: 0 }))
+    }
+
+    async fn states(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<StateRow>, Problem> {
+        Ok(self.rows(sql, values).await?.iter().map(StateRow::of).collect())
+    }
+
+    pub(super) async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
+        let client = self.reads().await?;
+        let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
+        client
+            .query(&statement, values)
+            .await
+            .map_err(|error| unavailable(&error))
+    }
+}

@@ -1,0 +1,152 @@
+//! The schema: made on an empty database, checked on any other, upgraded on request.
+
+use p2p_sync_proto::{Code, Problem};
+use tokio_postgres::Client;
+
+/// The file that operators load with psql, as `schema print` gives it.
+pub const SQL: &str = include_str!("../../../sql-files/p2p_data_sync.sql");
+/// What [`SQL`] makes.
+pub const VERSION: i32 = 1;
+
+/// What leads from each version to the next: (the version it makes, the file).
+const UPGRADES: &[(i32, &str)] = &[];
+
+const _: () = assert!(
+    UPGRADES.len() + 1 == VERSION.unsigned_abs() as usize,
+    "one upgrade for each version after the first"
+);
+
+/// The version of the schema that is there; none where there is no schema.
+pub(super) async fn version(client: &Client) -> Result<Option<i32>, Problem> {
+    let there = client
+        .query_one("SELECT to_regclass('p2p_sync.schema_version') IS NOT NULL", &[])
+        .await
+        .map_err(|error| super::unavailable(&error))?;
+    if !there.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = client
+        .query_one("SELECT max(version) FROM p2p_sync.schema_version", &[])
+        .await
+        .map_err(|error| super::unavailable(&error))?;
+    Ok(row.get(0))
+}
+
+/// Makes the schema if the database is empty, and refuses any version but this build's.
+pub(super) async fn prepare(client: &Client, embedding_dimensions: u32) -> Result<(), Problem> {
+    match version(client).await? {
+        Some(VERSION) => Ok(()),
+        Some(found) => Err(Problem::new(
+            Code::SchemaOutdated,
+            if found < VERSION {
+                format!(
+                    "the schema is of version {found}, this build needs {VERSION}: run p2p-sync-proxy schema upgrade"
+                )
+            } else {
+                format!("the schema is of version {found}, this build knows {VERSION}: install the newer release")
+            },
+        )),
+        None if is_empty(client).await? => create(client, embedding_dimensions).await,
+        None => Err(missing()),
+    }
+}
+
+/// Brings the schema up to [`VERSION`], step by step, each step in a transaction of its own.
+pub(super) async fn upgrade(client: &Client, embedding_dimensions: u32) -> Result<i32, Problem> {
+    let Some(found) = version(client).await? else {
+        prepare(client, embedding_dimensions).await?;
+        return Ok(VERSION);
+    };
+    for (version, sql) in pending(found, UPGRADES) {
+        let step = format!(
+            "BEGIN; SET LOCAL statement_timeout = 0; {sql}; \
+             INSERT INTO p2p_sync.schema_version (version) VALUES ({version}); COMMIT"
+        );
+        run(client, &step, &format!("the upgrade to version {version}")).await?;
+    }
+    prepare(client, embedding_dimensions).await?;
+    Ok(VERSION)
+}
+
+pub(super) fn missing() -> Problem {
+    Problem::new(
+        Code::SchemaMissing,
+        "the database holds tables but not the schema p2p_sync: check pg_connection_string, \
+         or load it with psql -f sql-files/p2p_data_sync.sql",
+    )
+}
+
+/// Whether nobody has made anything in the database; extensions do not count.
+async fn is_empty(client: &Client) -> Result<bool, Problem> {
+    const ANY: &str = "SELECT NOT EXISTS (
+        SELECT FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+            AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'))";
+    let row = client
+        .query_one(ANY, &[])
+        .await
+        .map_err(|error| super::unavailable(&error))?;
+    Ok(row.get(0))
+}
+
+async fn create(client: &Client, embedding_dimensions: u32) -> Result<(), Problem> {
+    run(client, &without_psql(SQL, embedding_dimensions), "the schema").await?;
+    tracing::info!(version = VERSION, embedding_dimensions, "made the schema p2p_sync");
+    Ok(())
+}
+
+async fn run(client: &Client, sql: &str, what: &str) -> Result<(), Problem> {
+    let Err(error) = client.batch_execute(sql).await else {
+        return Ok(());
+    };
+    if let Err(error) = client.batch_execute("ROLLBACK").await {
+        tracing::warn!(%error, "no rollback");
+    }
+    Err(Problem::new(
+        Code::SchemaMissing,
+        format!(
+            "{what} cannot be made ({}): Postgres 14 or newer with pgvector is needed, and the right to create",
+            super::told(&error)
+        ),
+    ))
+}
+
+/// Does what psql does with the file's head: its own commands go, its one variable is put in.
+fn without_psql(sql: &str, embedding_dimensions: u32) -> String {
+    let lines: Vec<&str> = sql.lines().filter(|line| !line.starts_with('\\')).collect();
+    lines
+        .join("\n")
+        .replace(":embedding_dimensions", &embedding_dimensions.to_string())
+}
+
+fn pending<'a>(found: i32, upgrades: &'a [(i32, &'a str)]) -> impl Iterator<Item = (i32, &'a str)> {
+    upgrades.iter().copied().filter(move |(version, _)| *version > found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_makes_the_version_that_the_build_knows() {
+        assert!(SQL.contains(&format!(
+            "INSERT INTO p2p_sync.schema_version (version) VALUES ({VERSION})"
+        )));
+        assert!(SQL.contains(&format!("IF v_found <> {VERSION} THEN")));
+    }
+
+    #[test]
+    fn nothing_of_psql_is_left_for_postgres() {
+        let sql = without_psql(SQL, 384);
+        assert!(!sql.contains('\\'), "a psql command is left");
+        assert!(sql.contains("vector(384)"));
+        assert!(!sql.contains(":embedding_dimensions"));
+    }
+
+    #[test]
+    fn upgrades_run_in_order_from_the_version_that_is_there() {
+        let upgrades = [(2, "two"), (3, "three"), (4, "four")];
+        assert_eq!(pending(2, &upgrades).collect::<Vec<_>>(), [(3, "three"), (4, "four")]);
+        assert_eq!(pending(4, &upgrades).count(), 0);
+    }
+}

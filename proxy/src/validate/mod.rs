@@ -1,0 +1,299 @@
+//! Validation: from a message whose sender is known to operations that may be stored.
+//!
+//! An operation that is wrong is refused by itself and its neighbours go on; a message that is wrong as a whole is not
+//! decided at all. What an operation may do (leases, presence, order) is checked where it is stored.
+
+pub mod schema;
+pub mod types_file;
+
+use std::collections::HashSet;
+
+use p2p_sync_proto::{
+    Code, Path, Policy, Position, Problem, Scope,
+    ids::read_id,
+    json,
+    limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, REASON_BYTES_MAX},
+    path::check_map,
+    policy::Owner,
+    v1::{self, OperationKind, operation::Payload},
+};
+use prost::{Message, bytes::Bytes};
+use uuid::Uuid;
+
+use crate::{
+    open::{Authenticated, Sender},
+    operation::{COUNTER_MAX, Refused, Valid, ValidOp},
+    validate::types_file::Rules,
+};
+
+/// Operations checked before others get their turn on the thread: a large batch must not hold up a critical message.
+const OPS_PER_TURN: usize = 16;
+
+/// A policy version that an operation made by the built-in policies carries.
+const BUILTIN_VERSION: u32 = 0;
+
+/// Checks each operation of a message. The error means that nothing of the message was decided (`BAD_REQUEST`).
+pub async fn validate(rules: &Rules, message: Authenticated<v1::OperationBatch>) -> (Sender, Result<Valid, Problem>) {
+    let Authenticated { sender, body } = message;
+    let lane = sender.label().lane;
+    if let Err(problem) = check_batch(&body, sender.label().incarnation) {
+        return (sender, Err(problem));
+    }
+    let mut valid = Valid {
+        host_id: sender.host_id(),
+        lane,
+        ops: Vec::new(),
+        refused: Vec::new(),
+        withdrawn: body.withdrawn,
+    };
+    valid.ops.reserve_exact(body.operations.len());
+    let mut seen = HashSet::with_capacity(body.operations.len());
+    let check = Check {
+        rules,
+        host_id: sender.host_id(),
+        incarnation_max: sender.label().incarnation,
+    };
+    for (index, bytes) in (0..).zip(&body.operations) {
+        match check.operation(index, bytes, &mut seen) {
+            Ok(op) => valid.ops.push(op),
+            Err(refused) => valid.refused.push(*refused),
+        }
+        if (index as usize + 1).is_multiple_of(OPS_PER_TURN) {
+            tokio::task::yield_now().await;
+        }
+    }
+    (sender, Ok(valid))
+}
+
+fn check_batch(batch: &v1::OperationBatch, incarnation_max: u64) -> Result<(), Problem> {
+    let bad = |sentence: String| Err(Problem::new(Code::BadRequest, sentence));
+    if batch.operations.len() > BATCH_OPS_MAX {
+        return bad(format!(
+            "a message has at most {BATCH_OPS_MAX} operations, this one has {}",
+            batch.operations.len()
+        ));
+    }
+    if batch.withdrawn.len() > BATCH_WITHDRAWN_MAX {
+        let ranges = batch.withdrawn.len();
+        return bad(format!(
+            "a message withdraws at most {BATCH_WITHDRAWN_MAX} ranges, this one {ranges}"
+        ));
+    }
+    let is_range = |range: &v1::SequenceRange| {
+        (1..=range.last).contains(&range.first) && range.last <= COUNTER_MAX && range.incarnation <= incarnation_max
+    };
+    match batch.withdrawn.iter().find(|range| !is_range(range)) {
+        Some(range) => bad(format!(
+            "{}:{}-{} withdraws no range of sequences",
+            range.incarnation, range.first, range.last
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What one operation is checked against.
+struct Check<'a> {
+    rules: &'a Rules,
+    host_id: Uuid,
+    incarnation_max: u64,
+}
+
+impl Check<'_> {
+    fn operation(&self, index: u32, bytes: &Bytes, seen: &mut HashSet<Position>) -> Result<ValidOp, Box<Refused>> {
+        let op = v1::Operation::decode(bytes.clone()).unwrap_or_default();
+        let refused = |position, problem: Problem| {
+            Box::new(Refused {
+                index,
+                operation_id: read_id(&op.operation_id).unwrap_or_default(),
+                position,
+                path: op.path.clone(),
+                data_type: Path::parse(&op.path).map_or(-1, |path| path.parts().data_type.into()),
+                payload: match &op.payload {
+                    Some(Payload::Full(payload)) => payload.to_vec(),
+                    _ => Vec::new(),
+                },
+                problem: shortened(problem),
+            })
+        };
+        // Another encoding of the same operation would have another hash when it is signed or forwarded.
+        if op.encoded_len() != bytes.len() || op.encode_to_vec() != bytes[..] {
+            return Err(refused(
+                None,
+                bad("the bytes are not an operation's canonical encoding; update the agent"),
+            ));
+        }
+        let position = self.position(&op).map_err(|problem| refused(None, problem))?;
+        if !seen.insert(position) {
+            return Err(refused(
+                None,
+                bad("another operation of the message has the same version"),
+            ));
+        }
+        self.content(index, &op, position)
+            .map_err(|problem| refused(Some(position), problem))
+    }
+
+    /// Where the operation stands. What has no place in the host's order cannot be settled there.
+    fn position(&self, op: &v1::Operation) -> Result<Position, Problem> {
+        let version = op.version.as_ref().ok_or_else(|| bad("the version is missing"))?;
+        let position = Position::from(version);
+        if !(1..=COUNTER_MAX).contains(&position.sequence) {
+            return Err(bad("the sequence is not one: it counts from 1"));
+        }
+        if position.incarnation > self.incarnation_max.min(COUNTER_MAX) {
+            return Err(bad("the incarnation is not one of the sender's outbox yet"));
+        }
+        Ok(position)
+    }
+
+    fn content(&self, index: u32, op: &v1::Operation, position: Position) -> Result<ValidOp, Problem> {
+        let operation_id = read_id(&op.operation_id).ok_or_else(|| bad("the operation id has 16 bytes"))?;
+        let deleted = match op.kind() {
+            OperationKind::Put => false,
+            OperationKind::Delete => true,
+            OperationKind::Group => return Err(unsupported("groups of operations")),
+            OperationKind::Unspecified => return Err(bad("the kind is PUT or DELETE")),
+        };
+        check_counters(op, position)?;
+        let path = Path::parse(&op.path)?;
+        let parts = path.parts();
+        let policy = self.rules.policies.of(parts.data_type);
+        self.check_policy_version(op.policy_version, policy)?;
+        self.check_owner(op.policy_version, parts.scope, policy)?;
+        let map = match parts.scope {
+            Scope::Map(map) => map,
+            _ if op.map.is_empty() => "",
+            _ => check_map(&op.map).map(|()| op.map.as_str())?,
+        };
+        Ok(ValidOp {
+            index,
+            operation_id,
+            tenure: op.version.as_ref().map_or(0, |version| version.tenure),
+            position,
+            data_type: parts.data_type,
+            keep: policy.keep,
+            history: self.rules.of(parts.data_type).history,
+            deleted,
+            account_id: op.account_id,
+            map: map.to_owned(),
+            hub_edit_seen: op.hub_edit_seen,
+            predecessor: op.predecessor.map(Position::from),
+            made_at_ms: op.made_at_ms,
+            payload: self.payload(op.payload.as_ref(), deleted, policy)?,
+            path,
+        })
+    }
+
+    /// The current policies and the ones before them; the built-in ones as long as they would give the same path.
+    fn check_policy_version(&self, version: u32, policy: &Policy) -> Result<(), Problem> {
+        let current = self.rules.policies.version;
+        let is_known = match version {
+            BUILTIN_VERSION => self.rules.agrees_with_builtin(policy.data_type),
+            _ => version == current || version + 1 == current,
+        };
+        if is_known {
+            return Ok(());
+        }
+        let name = policy.data_type.as_str_name();
+        let sentence =
+            format!("made by version {version} of the rules for {name}; the hub's are {current}: connect anew");
+        Err(Problem::new(Code::Repolicy, sentence))
+    }
+
+    fn check_owner(&self, policy_version: u32, scope: Scope<'_>, policy: &Policy) -> Result<(), Problem> {
+        let owner = match scope {
+            Scope::Map(_) => Owner::Map,
+            Scope::Char(_) => Owner::Char,
+            Scope::Account(_) => Owner::Account,
+            Scope::Host(_) => Owner::Host,
+        };
+        let name = policy.data_type.as_str_name();
+        if owner != policy.owner {
+            let code = if policy_version == self.rules.policies.version {
+                Code::BadPath
+            } else {
+                Code::Repolicy
+            };
+            let expected = policy.owner.as_str_name().to_lowercase();
+            return Err(Problem::new(
+                code,
+                format!("a {name} is owned by a {expected}, the path says otherwise"),
+            ));
+        }
+        match scope {
+            // The path is well-formed; the right to write it is what lacks.
+            Scope::Host(host_id) if host_id != self.host_id => {
+                let sentence = format!(
+                    "only host {host_id} writes its own {name}; this is host {}",
+                    self.host_id
+                );
+                Err(Problem::new(Code::NotLeaseHolder, sentence))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn payload(&self, given: Option<&Payload>, deleted: bool, policy: &Policy) -> Result<Option<String>, Problem> {
+        let bytes = match given {
+            None if deleted => return Ok(None),
+            None => return Err(bad("a PUT carries a payload")),
+            Some(_) if deleted => return Err(bad("a DELETE carries no payload")),
+            Some(Payload::Full(bytes)) => bytes,
+            Some(Payload::Delta(_)) => return Err(unsupported("deltas")),
+            Some(Payload::Blob(_)) => return Err(unsupported("blobs")),
+            Some(Payload::Group(_)) => return Err(unsupported("groups of operations")),
+        };
+        let (length, bytes_max) = (bytes.len(), policy.payload_bytes_max);
+        if length > bytes_max {
+            let name = policy.data_type.as_str_name();
+            let sentence = format!("the payload has {length} bytes; a {name} has at most {bytes_max}: split it");
+            return Err(Problem::new(Code::TooLarge, sentence));
+        }
+        let (text, _) = json::check_bytes(bytes)?;
+        if let Some(schema) = &self.rules.of(policy.data_type).schema {
+            let value = serde_json::from_str(text)
+                .map_err(|error| Problem::new(Code::InvalidJson, format!("the payload is not valid JSON: {error}")))?;
+            schema.check(&value)?;
+        }
+        Ok(Some(text.to_owned()))
+    }
+}
+
+fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem> {
+    let tenure = op.version.as_ref().map_or(0, |version| version.tenure);
+    for (name, counter) in [("tenure", tenure), ("edit", op.hub_edit_seen), ("clock", op.made_at_ms)] {
+        if counter > COUNTER_MAX {
+            return Err(bad(&format!("the {name}'s number is larger than the hub counts")));
+        }
+    }
+    match op.predecessor.map(Position::from) {
+        Some(before) if before >= position || !(1..=COUNTER_MAX).contains(&before.sequence) => {
+            Err(bad("the predecessor does not come before the operation"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Cut to what one outcome may say, between characters.
+fn shortened(mut problem: Problem) -> Problem {
+    if problem.sentence.len() > REASON_BYTES_MAX {
+        problem
+            .sentence
+            .truncate(problem.sentence.floor_char_boundary(REASON_BYTES_MAX));
+    }
+    problem
+}
+
+fn bad(what: &str) -> Problem {
+    Problem::new(Code::BadOperation, what.to_owned())
+}
+
+fn unsupported(what: &str) -> Problem {
+    Problem::new(
+        Code::Unsupported,
+        format!("{what} are not taken by this hub: send each state whole, by itself"),
+    )
+}
+
+#[cfg(test)]
+mod tests;

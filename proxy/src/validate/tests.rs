@@ -1,0 +1,321 @@
+use p2p_sync_proto::v1::{OperationRef, SequenceRange, SyncDataType, Version};
+
+use super::*;
+
+const HOST: Uuid = Uuid::from_u128(7);
+const INCARNATION: u64 = 3;
+
+fn put() -> v1::Operation {
+    v1::Operation {
+        operation_id: Uuid::from_u128(1).as_bytes().to_vec().into(),
+        version: Some(Version {
+            tenure: 1,
+            incarnation: INCARNATION,
+            sequence: 5,
+        }),
+        path: "prontera/MONSTER_DATA/7".to_owned(),
+        kind: OperationKind::Put.into(),
+        policy_version: 1,
+        payload: Some(Payload::Full(Bytes::from_static(br#"{"monster_id":7,"hp":3}"#))),
+        ..Default::default()
+    }
+}
+
+fn with_payload(payload: &str) -> v1::Operation {
+    v1::Operation {
+        payload: Some(Payload::Full(payload.as_bytes().to_vec().into())),
+        ..put()
+    }
+}
+
+fn with_version(tenure: u64, incarnation: u64, sequence: u64) -> v1::Operation {
+    v1::Operation {
+        version: Some(Version {
+            tenure,
+            incarnation,
+            sequence,
+        }),
+        ..put()
+    }
+}
+
+fn with_path(path: &str) -> v1::Operation {
+    v1::Operation {
+        path: path.to_owned(),
+        ..put()
+    }
+}
+
+fn check(rules: &Rules, op: &v1::Operation) -> Result<ValidOp, Box<Refused>> {
+    let check = Check {
+        rules,
+        host_id: HOST,
+        incarnation_max: INCARNATION,
+    };
+    check.operation(0, &op.encode_to_vec().into(), &mut HashSet::new())
+}
+
+#[test]
+fn a_put_and_a_delete_pass_with_what_the_policy_says_of_them() {
+    let rules = Rules::builtin();
+    let op = check(&rules, &put()).expect("valid");
+    assert_eq!(
+        (op.data_type, op.map.as_str(), op.deleted),
+        (SyncDataType::MonsterData, "prontera", false)
+    );
+    assert_eq!(op.payload.as_deref(), Some(r#"{"monster_id":7,"hp":3}"#));
+    assert_eq!(op.history, rules.of(SyncDataType::MonsterData).history);
+    let delete = v1::Operation {
+        kind: OperationKind::Delete.into(),
+        payload: None,
+        ..put()
+    };
+    assert!(check(&rules, &delete).expect("valid").deleted);
+}
+
+fn assert_refused_and_settled(cases: impl IntoIterator<Item = (v1::Operation, Code)>) {
+    let rules = Rules::builtin();
+    for (op, code) in cases {
+        let refused = check(&rules, &op).expect_err(code.label());
+        assert_eq!(refused.problem.code, code, "{}", refused.problem);
+        assert_eq!(
+            refused.position,
+            Some(Position {
+                incarnation: INCARNATION,
+                sequence: 5
+            }),
+            "{code}"
+        );
+        assert!(refused.problem.sentence.len() <= REASON_BYTES_MAX);
+    }
+}
+
+#[test]
+fn each_malformed_operation_is_refused_with_its_code_and_settles() {
+    let before = |incarnation, sequence| v1::Operation {
+        predecessor: Some(OperationRef { incarnation, sequence }),
+        ..put()
+    };
+    assert_refused_and_settled([
+        (
+            v1::Operation {
+                operation_id: Bytes::from_static(b"short"),
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+        (
+            v1::Operation {
+                kind: OperationKind::Unspecified.into(),
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+        (v1::Operation { kind: 77, ..put() }, Code::BadOperation),
+        (
+            v1::Operation {
+                kind: OperationKind::Group.into(),
+                ..put()
+            },
+            Code::Unsupported,
+        ),
+        (
+            v1::Operation {
+                payload: Some(Payload::Delta(v1::Delta::default())),
+                ..put()
+            },
+            Code::Unsupported,
+        ),
+        (
+            v1::Operation {
+                payload: Some(Payload::Blob(v1::Blob::default())),
+                ..put()
+            },
+            Code::Unsupported,
+        ),
+        (v1::Operation { payload: None, ..put() }, Code::BadOperation),
+        (
+            v1::Operation {
+                kind: OperationKind::Delete.into(),
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+        (with_version(u64::MAX, INCARNATION, 5), Code::BadOperation),
+        (
+            v1::Operation {
+                hub_edit_seen: u64::MAX,
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+        (
+            v1::Operation {
+                made_at_ms: u64::MAX,
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+        (before(INCARNATION, 5), Code::BadOperation),
+        (before(INCARNATION, 0), Code::BadOperation),
+        (before(INCARNATION + 1, 1), Code::BadOperation),
+    ]);
+}
+
+#[test]
+fn each_path_that_is_not_the_hosts_to_write_is_refused_with_its_code() {
+    let own = format!("@host/{HOST}/HOST_METRICS");
+    let foreign = format!("@host/{}/HOST_METRICS", Uuid::from_u128(8));
+    assert_refused_and_settled([
+        (with_path(""), Code::BadMap),
+        (with_path("prontera/MONSTER_DATA/a/b"), Code::BadPath),
+        (with_path("prontera/NO_TYPE"), Code::UnknownType),
+        (with_path("@char/1/MONSTER_DATA/7"), Code::BadPath),
+        (with_path(&foreign), Code::NotLeaseHolder),
+        (
+            v1::Operation {
+                map: "not a map".to_owned(),
+                ..with_path(&own)
+            },
+            Code::BadMap,
+        ),
+        (
+            v1::Operation {
+                policy_version: 2,
+                ..put()
+            },
+            Code::Repolicy,
+        ),
+    ]);
+}
+
+#[test]
+fn each_bad_payload_is_refused_with_its_code() {
+    let deep = "[".repeat(40) + &"]".repeat(40);
+    let large = format!("\"{}\"", "x".repeat(256 * 1024));
+    assert_refused_and_settled([
+        (with_payload(""), Code::InvalidJson),
+        (with_payload("{"), Code::InvalidJson),
+        (with_payload(r#"{"a":1,"a":2}"#), Code::DuplicateKey),
+        (with_payload(r#"{"a":"\u0000"}"#), Code::BadText),
+        (with_payload(&deep), Code::TooDeep),
+        (with_payload(&large), Code::TooLarge),
+        (with_payload(r#"{"monster_id":7,"hp":-1}"#), Code::SchemaViolation),
+    ]);
+}
+
+#[test]
+fn what_has_no_place_in_the_hosts_order_settles_nothing() {
+    let rules = Rules::builtin();
+    for op in [
+        v1::Operation { version: None, ..put() },
+        with_version(1, INCARNATION, 0),
+        with_version(1, INCARNATION, u64::MAX),
+        with_version(1, INCARNATION + 1, 1),
+    ] {
+        let refused = check(&rules, &op).expect_err("no position");
+        assert_eq!((refused.problem.code, refused.position), (Code::BadOperation, None));
+    }
+}
+
+#[test]
+fn only_the_canonical_bytes_are_an_operation() {
+    let rules = Rules::builtin();
+    let check = Check {
+        rules: &rules,
+        host_id: HOST,
+        incarnation_max: INCARNATION,
+    };
+    let canonical = put().encode_to_vec();
+    let unknown_field = [canonical.as_slice(), &[0xf8, 0x07, 0x01]].concat();
+    let twice = [canonical.as_slice(), &[0x28, 0x00]].concat();
+    for bytes in [
+        unknown_field,
+        twice,
+        b"\xff\xff".to_vec(),
+        canonical[..canonical.len() - 1].to_vec(),
+    ] {
+        let refused = check
+            .operation(0, &bytes.into(), &mut HashSet::new())
+            .expect_err("not canonical");
+        assert_eq!((refused.problem.code, refused.position), (Code::BadOperation, None));
+    }
+}
+
+#[test]
+fn two_operations_of_a_message_never_share_a_version() {
+    let rules = Rules::builtin();
+    let check = Check {
+        rules: &rules,
+        host_id: HOST,
+        incarnation_max: INCARNATION,
+    };
+    let (bytes, mut seen) = (Bytes::from(put().encode_to_vec()), HashSet::new());
+    check.operation(0, &bytes, &mut seen).expect("the first");
+    let refused = check.operation(1, &bytes, &mut seen).expect_err("the second");
+    assert_eq!(
+        (refused.index, refused.position),
+        (1, None),
+        "refusing it does not settle the first"
+    );
+}
+
+#[test]
+fn operations_made_by_the_built_in_policies_pass_while_these_give_the_same_path() {
+    let mut rules = Rules::builtin();
+    let builtin = v1::Operation {
+        policy_version: 0,
+        ..put()
+    };
+    check(&rules, &builtin).expect("the same path");
+    let changed = Policy {
+        entity_key: Some("id".to_owned()),
+        ..rules.policies.of(SyncDataType::MonsterData).clone()
+    };
+    rules = rules.with_policy(3, changed);
+    assert_eq!(
+        check(&rules, &builtin).expect_err("another path").problem.code,
+        Code::Repolicy
+    );
+    for (version, passes) in [(1, false), (2, true), (3, true), (4, false)] {
+        let op = v1::Operation {
+            policy_version: version,
+            ..put()
+        };
+        assert_eq!(check(&rules, &op).is_ok(), passes, "version {version}");
+    }
+}
+
+#[test]
+fn a_message_that_is_wrong_as_a_whole_is_not_decided() {
+    let range = |incarnation, first, last| v1::OperationBatch {
+        operations: Vec::new(),
+        withdrawn: vec![SequenceRange {
+            incarnation,
+            first,
+            last,
+        }],
+    };
+    let operations = |count| v1::OperationBatch {
+        operations: vec![Bytes::new(); count],
+        withdrawn: Vec::new(),
+    };
+    assert_eq!(check_batch(&operations(BATCH_OPS_MAX), INCARNATION), Ok(()));
+    assert_eq!(check_batch(&range(INCARNATION, 1, 1), INCARNATION), Ok(()));
+    for batch in [
+        operations(BATCH_OPS_MAX + 1),
+        v1::OperationBatch {
+            operations: Vec::new(),
+            withdrawn: vec![SequenceRange::default(); BATCH_WITHDRAWN_MAX + 1],
+        },
+        range(INCARNATION, 0, 1),
+        range(INCARNATION, 2, 1),
+        range(INCARNATION, 1, u64::MAX),
+        range(INCARNATION + 1, 1, 1),
+    ] {
+        assert_eq!(
+            check_batch(&batch, INCARNATION).expect_err("nonsense").code,
+            Code::BadRequest
+        );
+    }
+}

@@ -1,0 +1,229 @@
+//! `types.toml`: what holds for each type of data.
+
+mod section;
+
+use std::path::Path;
+
+use p2p_sync_proto::{
+    Code, Policies, Policy, Problem,
+    policy::{TYPES, parse_type},
+    settings::Problems,
+    v1::SyncDataType,
+};
+use toml::{Table, Value};
+
+use self::section::Section;
+use super::schema::Schema;
+use crate::operation::History;
+
+const BUILTIN: &str = include_str!("../../../conf/types.toml");
+const BUILTIN_SCHEMAS: [(&str, &str); 8] = [
+    (
+        "schemas/map_state.json",
+        include_str!("../../../conf/schemas/map_state.json"),
+    ),
+    (
+        "schemas/monster_data.json",
+        include_str!("../../../conf/schemas/monster_data.json"),
+    ),
+    (
+        "schemas/player_position.json",
+        include_str!("../../../conf/schemas/player_position.json"),
+    ),
+    (
+        "schemas/item_drop.json",
+        include_str!("../../../conf/schemas/item_drop.json"),
+    ),
+    (
+        "schemas/npc_state.json",
+        include_str!("../../../conf/schemas/npc_state.json"),
+    ),
+    (
+        "schemas/quest_progress.json",
+        include_str!("../../../conf/schemas/quest_progress.json"),
+    ),
+    (
+        "schemas/chat_message.json",
+        include_str!("../../../conf/schemas/chat_message.json"),
+    ),
+    (
+        "schemas/player_data.json",
+        include_str!("../../../conf/schemas/player_data.json"),
+    ),
+];
+
+/// How long what is known of a type stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Vanishes when its map starts anew, because its runtime ids are used again.
+    Tenure,
+    /// Until it is deleted.
+    Forever,
+}
+
+/// Who wins where the hub has edited a path that a host writes without knowing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    /// The version that is newer.
+    Newest,
+    /// The hub's edit.
+    Hub,
+    /// The host's operation.
+    Host,
+    /// Neither is lost: the edit stays, and the operation is shown to the operator.
+    KeepBoth,
+}
+
+/// What holds for one type on the hub, beyond the policy that agents get too.
+#[derive(Clone, Debug)]
+pub struct TypeRules {
+    /// What the log keeps.
+    pub history: History,
+    /// What the payload has to look like.
+    pub schema: Option<Schema>,
+    /// How long what is known stays.
+    pub lifetime: Lifetime,
+    /// Who wins against an edit of the hub.
+    pub conflict: Conflict,
+}
+
+/// What holds for every type.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// What agents get too.
+    pub policies: Policies,
+    by_type: Vec<TypeRules>,
+    /// Whether a type's path and order are those of the built-in policies, which agents hold that never connected.
+    as_builtin: Vec<bool>,
+}
+
+impl Rules {
+    /// Reads a types file, or the built-in rules where there is none (`BAD_TYPES_FILE`, all problems at once).
+    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        let Some(file) = file else { return Ok(Self::builtin()) };
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let sentence = format!("{} cannot be read ({error}): check types_file", file.display());
+            Problems(vec![Problem::new(Code::BadTypesFile, sentence)])
+        })?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let schema = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(|error| error.to_string());
+        Self::builtin().overlaid(&text, schema)
+    }
+
+    /// The rules this program was built with.
+    pub fn builtin() -> Self {
+        let schema = |name: &str| match BUILTIN_SCHEMAS.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => Ok((*text).to_owned()),
+            None => Err("no such schema was built in".to_owned()),
+        };
+        let bare = Self {
+            policies: Policies::builtin(),
+            by_type: vec![TypeRules::default(); TYPES.len()],
+            as_builtin: vec![true; TYPES.len()],
+        };
+        bare.overlaid(BUILTIN, schema)
+            .expect("the built-in file is read by a test")
+    }
+
+    /// What holds for a type on the hub.
+    pub fn of(&self, data_type: SyncDataType) -> &TypeRules {
+        &self.by_type[data_type as usize]
+    }
+
+    /// Whether an operation of this type that was made by the built-in policies has the path it should have.
+    pub fn agrees_with_builtin(&self, data_type: SyncDataType) -> bool {
+        self.as_builtin[data_type as usize]
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_policy(mut self, version: u32, changed: Policy) -> Self {
+        self.policies = Policies::new(version, merged(&self.policies, vec![changed]));
+        self.as_builtin = compare_with_builtin(&self.policies);
+        self
+    }
+
+    fn overlaid(mut self, text: &str, schema: impl Fn(&str) -> Result<String, String>) -> Result<Self, Problems> {
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            Problems(vec![Problem::new(
+                Code::BadTypesFile,
+                format!("the types file is not TOML: {}", error.to_string().trim_end()),
+            )])
+        })?;
+        let mut problems = Vec::new();
+        let mut policies = Vec::new();
+        let mut version = None;
+        for (name, value) in &table {
+            match value {
+                Value::Integer(number) if name == "version" => {
+                    version = u32::try_from(*number).ok().filter(|&version| version > 0);
+                }
+                Value::Table(members) => match parse_type(name) {
+                    Ok(data_type) if data_type.as_str_name() == name => {
+                        let mut section = Section {
+                            name,
+                            members,
+                            problems: &mut problems,
+                        };
+                        let (policy, rules) = section.read(data_type, &schema);
+                        self.by_type[data_type as usize] = rules;
+                        policies.push(policy);
+                    }
+                    Ok(data_type) => problems.push(bad(format!("[{name}]: write [{}]", data_type.as_str_name()))),
+                    Err(problem) => problems.push(bad(format!("[{name}]: {}", problem.sentence))),
+                },
+                _ if name == "version" => {}
+                _ => problems.push(bad(format!("{name}: expected `version` or a [TYPE]; remove it"))),
+            }
+        }
+        if version.is_none() {
+            problems.push(bad(
+                "version: expected a whole number from 1, raised with each change".to_owned()
+            ));
+        }
+        self.policies = Policies::new(version.unwrap_or_default(), merged(&self.policies, policies));
+        self.as_builtin = compare_with_builtin(&self.policies);
+        if problems.is_empty() {
+            Ok(self)
+        } else {
+            Err(Problems(problems))
+        }
+    }
+}
+
+fn compare_with_builtin(policies: &Policies) -> Vec<bool> {
+    let decides = |policy: &Policy| {
+        (
+            policy.owner,
+            policy.keep,
+            policy.owner_key.clone(),
+            policy.entity_key.clone(),
+        )
+    };
+    policies
+        .iter()
+        .zip(Policies::builtin().iter())
+        .map(|(ours, builtin)| decides(ours) == decides(builtin))
+        .collect()
+}
+
+fn merged(before: &Policies, given: Vec<Policy>) -> impl Iterator<Item = Policy> {
+    before.iter().cloned().collect::<Vec<_>>().into_iter().chain(given)
+}
+
+impl Default for TypeRules {
+    fn default() -> Self {
+        Self {
+            history: History::All,
+            schema: None,
+            lifetime: Lifetime::Forever,
+            conflict: Conflict::KeepBoth,
+        }
+    }
+}
+
+fn bad(sentence: String) -> Problem {
+    Problem::new(Code::BadTypesFile, sentence)
+}
+
+#[cfg(test)]
+mod tests;

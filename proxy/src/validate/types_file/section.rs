@@ -1,0 +1,197 @@
+//! One `[TYPE]` of a types file.
+
+use p2p_sync_proto::{
+    Policy, Problem,
+    limits::PAYLOAD_BYTES_MAX,
+    policy::{Keep, Owner},
+    settings::nearest,
+    v1::SyncDataType,
+};
+use toml::{Table, Value};
+
+use super::{Conflict, Lifetime, TypeRules, bad};
+use crate::{operation::History, validate::schema::Schema};
+
+const MEMBERS: [&str; 10] = [
+    "owner",
+    "keep",
+    "critical",
+    "owner_key",
+    "entity_key",
+    "history",
+    "payload_bytes_max",
+    "schema",
+    "lifetime",
+    "conflict",
+];
+
+/// One `[TYPE]` of the file, noting each mistake and going on.
+pub(super) struct Section<'a> {
+    pub(super) name: &'a str,
+    pub(super) members: &'a Table,
+    pub(super) problems: &'a mut Vec<Problem>,
+}
+
+impl Section<'_> {
+    pub(super) fn read(
+        &mut self,
+        data_type: SyncDataType,
+        schema: impl Fn(&str) -> Result<String, String>,
+    ) -> (Policy, TypeRules) {
+        self.refuse_unknown();
+        let owners = [
+            ("map", Owner::Map),
+            ("char", Owner::Char),
+            ("account", Owner::Account),
+            ("host", Owner::Host),
+        ];
+        let owner = self.choice("owner", &owners, None);
+        let keep = self.choice("keep", &[("latest", Keep::Latest), ("every", Keep::Every)], None);
+        let policy = Policy {
+            data_type,
+            owner,
+            keep,
+            critical: self.critical(),
+            owner_key: self.text("owner_key"),
+            entity_key: self.text("entity_key"),
+            payload_bytes_max: self.payload_bytes_max(),
+        };
+        if (policy.owner == Owner::Char) != policy.owner_key.is_some() {
+            self.refuse(
+                "owner_key",
+                "belongs to types whose owner is \"char\", and only to those",
+            );
+        }
+        let lifetimes = [("tenure", Lifetime::Tenure), ("forever", Lifetime::Forever)];
+        let conflicts = [
+            ("newest", Conflict::Newest),
+            ("hub", Conflict::Hub),
+            ("host", Conflict::Host),
+            ("keep_both", Conflict::KeepBoth),
+        ];
+        let rules = TypeRules {
+            history: self.history(keep),
+            schema: self.schema(schema),
+            lifetime: self.choice("lifetime", &lifetimes, Some(Lifetime::Forever)),
+            conflict: self.choice("conflict", &conflicts, Some(Conflict::KeepBoth)),
+        };
+        (policy, rules)
+    }
+
+    fn refuse(&mut self, member: &str, what_to_do: &str) {
+        self.problems
+            .push(bad(format!("[{}] {member}: {what_to_do}", self.name)));
+    }
+
+    fn refuse_unknown(&mut self) {
+        for member in self.members.keys().filter(|member| !MEMBERS.contains(&member.as_str())) {
+            let hint = match nearest(member, MEMBERS.into_iter()) {
+                Some(known) => format!("is unknown; did you mean {known}?"),
+                None => "is unknown; remove it".to_owned(),
+            };
+            self.problems.push(bad(format!("[{}] {member}: {hint}", self.name)));
+        }
+    }
+
+    /// One of several words; without a default it has to be given.
+    fn choice<T: Copy>(&mut self, member: &str, choices: &[(&str, T)], default: Option<T>) -> T {
+        let written = self.members.get(member);
+        let chosen = written
+            .and_then(Value::as_str)
+            .and_then(|text| choices.iter().find(|(word, _)| *word == text));
+        match (chosen, written, default) {
+            (Some((_, value)), ..) => *value,
+            (None, None, Some(value)) => value,
+            _ => {
+                let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+                self.refuse(member, &format!("expected one of {}", words.join(", ")));
+                choices[0].1
+            }
+        }
+    }
+
+    fn text(&mut self, member: &str) -> Option<String> {
+        let value = self.members.get(member)?;
+        let text = value.as_str().filter(|text| (1..=64).contains(&text.len()));
+        if text.is_none() {
+            self.refuse(member, "expected a text of 1 to 64 bytes; leave it out for none");
+        }
+        text.map(str::to_owned)
+    }
+
+    fn critical(&mut self) -> bool {
+        match self.members.get("critical") {
+            None => false,
+            Some(Value::Boolean(critical)) => *critical,
+            Some(_) => {
+                self.refuse("critical", "expected true or false");
+                false
+            }
+        }
+    }
+
+    fn payload_bytes_max(&mut self) -> usize {
+        let Some(value) = self.members.get("payload_bytes_max") else {
+            return PAYLOAD_BYTES_MAX;
+        };
+        let bytes = value.as_integer().and_then(|bytes| usize::try_from(bytes).ok());
+        bytes
+            .filter(|bytes| (1..=PAYLOAD_BYTES_MAX).contains(bytes))
+            .unwrap_or_else(|| {
+                self.refuse(
+                    "payload_bytes_max",
+                    &format!("expected a whole number from 1 to {PAYLOAD_BYTES_MAX}"),
+                );
+                PAYLOAD_BYTES_MAX
+            })
+    }
+
+    fn history(&mut self, keep: Keep) -> History {
+        let Some(value) = self.members.get("history") else {
+            return History::All;
+        };
+        let history = match value.as_str() {
+            Some("all") => Some(History::All),
+            Some("off") => Some(History::Off),
+            Some(text) => sampled(text),
+            None => None,
+        };
+        match history {
+            Some(history) if keep == Keep::Latest || matches!(history, History::All) => history,
+            Some(_) => {
+                self.refuse(
+                    "history",
+                    "types kept as \"every\" are always logged whole; leave it out",
+                );
+                History::All
+            }
+            None => {
+                self.refuse(
+                    "history",
+                    "expected \"all\", \"off\" or \"sampled:<seconds>s\" with 1 to 86400 seconds",
+                );
+                History::All
+            }
+        }
+    }
+
+    fn schema(&mut self, read: impl Fn(&str) -> Result<String, String>) -> Option<Schema> {
+        let value = self.members.get("schema")?;
+        let Some(name) = value.as_str() else {
+            self.refuse("schema", "expected the path of a JSON Schema");
+            return None;
+        };
+        let compiled = read(name)
+            .map_err(|error| format!("cannot be read ({error})"))
+            .and_then(|text| Schema::compile(&text));
+        compiled
+            .map_err(|error| self.refuse("schema", &format!("{name} {error}")))
+            .ok()
+    }
+}
+
+/// `sampled:10s`
+fn sampled(text: &str) -> Option<History> {
+    let seconds = text.strip_prefix("sampled:")?.strip_suffix('s')?.parse().ok()?;
+    (1..=86_400).contains(&seconds).then_some(History::Sampled { seconds })
+}
