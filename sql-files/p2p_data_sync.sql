@@ -416,7 +416,7 @@ BEGIN
     WITH allocated AS (
         INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub)
             SELECT a.stream, a.count, v_hub FROM unnest(p_streams, p_stream_counts) AS a(stream, count)
-            ON CONFLICT (stream) DO UPDATE SET head = m.head + excluded.head - 1
+            ON CONFLICT (stream) DO UPDATE SET head = m.head + excluded.head
             RETURNING m.stream, m.head
     )
     SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;

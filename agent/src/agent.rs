@@ -3,254 +3,41 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
-use p2p_sync_proto::{Code, Policies, Position, Problem, path::Path, v1};
+use p2p_sync_proto::{Code, Policies, Problem, path::Path, v1};
 use tokio::{runtime::Runtime, sync::Notify};
 use uuid::Uuid;
 
 use crate::{
     config::Config,
     lanes::{Lanes, Submission},
-    link::{self, Link, LinkState},
-    outbox::{Change, DeadLetter, Outbox},
-    pending::{Entry, Flight, Pending},
-    resend,
+    link::{self, LinkState, Puller},
+    outbox::{DeadLetter, Outbox},
+    pending::Pending,
     results::{Event, Observer, OperationState, Results, Settled},
+    shared::Shared,
     spooler::{Alarm, Spooler},
 };
 
-/// How soon an operation is sent again whose predecessor was not settled yet, first and longest.
-const NOT_YET_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
-
-/// What all of the agent's threads share.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) outbox_id: Uuid,
-    pub(crate) incarnation: u64,
-    pub(crate) oldest_incarnation: u64,
-    pub(crate) lanes: Lanes,
-    critical: Receiver<Entry>,
-    pending: Mutex<Pending>,
-    pub(crate) results: Results,
-    /// Settlements on their way to the spooler. Bounded by what was in `pending` to be settled.
-    changes: Mutex<Vec<Change>>,
-    pub(crate) alarm: Alarm,
-    pub(crate) critical_wake: Notify,
-    pub(crate) bulk_wake: Notify,
-    pub(crate) link: LinkState,
-    stopping: AtomicBool,
-    pub(crate) stop_wake: Notify,
-    /// Someone waits for the outbox to be empty: nothing lingers.
-    flushing: AtomicBool,
-    outbox_bytes: AtomicU64,
-    outbox_operations: AtomicU64,
-    drained: (Mutex<()>, Condvar),
-    dead_letter_requests: (Sender<DeadLetterRequest>, Receiver<DeadLetterRequest>),
-}
-
-type DeadLetterRequest = (usize, Sender<Result<Vec<DeadLetter>, Problem>>);
-
-impl Shared {
-    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn is_disk_full(&self) -> bool {
-        self.lanes.disk.full.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_disk_full(&self, full: bool) {
-        if self.lanes.disk.full.swap(full, Ordering::Relaxed) != full && full {
-            tracing::warn!("the outbox is full, or its disk is: `every` operations are refused with QUEUE_FULL");
-        }
-    }
-
-    pub(crate) fn release_spool_bytes(&self, bytes: usize) {
-        self.lanes.spool_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// How long bulk operations wait for others now.
-    pub(crate) fn linger(&self) -> Duration {
-        if self.flushing.load(Ordering::Relaxed) || self.is_stopping() {
-            Duration::ZERO
-        } else {
-            self.config.linger
-        }
-    }
-
-    /// The delay before the next attempt of something that failed `attempts` times.
-    pub(crate) fn delay(&self, attempts: u32) -> Duration {
-        resend::delay(attempts, self.config.retry_delay, fastrand::f64())
-    }
-
-    /// Takes critical operations out of their lane into what waits to be sent.
-    pub(crate) fn absorb_critical(&self) {
-        for entry in self.critical.try_iter() {
-            self.push(entry);
-        }
-    }
-
-    pub(crate) fn push(&self, entry: Entry) {
-        let replaced = self.pending().push(entry);
-        self.superseded(replaced);
-    }
-
-    /// Settles an operation that a newer one of its path replaced before it was sent.
-    pub(crate) fn superseded(&self, replaced: Option<Entry>) {
-        if let Some(entry) = replaced {
-            let settled = Settled::plain(OperationState::Superseded);
-            self.results.note(entry.operation_id, entry.position, settled);
-            self.change(Change::Withdraw(entry.position));
-        }
-    }
-
-    pub(crate) fn take_changes(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn change(&self, change: Change) {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
-    }
-
-    /// A record that does not open any more is kept as a dead letter and told to the hub as withdrawn.
-    pub(crate) fn set_aside_damaged(&self, position: Position) {
-        let sentence =
-            format!("the outbox's record {position} does not open: the disk may be failing; the rest goes on");
-        tracing::error!(%position, "{sentence}");
-        self.pending().withdraw(position);
-        self.change(Change::Bury(
-            position,
-            prost::bytes::Bytes::new(),
-            Problem::new(Code::DamagedRecord, sentence),
-        ));
-    }
-
-    /// Takes the hub's policies over and keeps them for the next start.
-    pub(crate) fn take_policies(&self, policies: Policies) {
-        let differs = policies
-            .iter()
-            .zip(self.lanes.policies().iter())
-            .any(|(new, old)| new != old);
-        if differs {
-            tracing::info!(
-                version = policies.version,
-                "the hub's policies differ from those in force here: theirs hold"
-            );
-        }
-        self.lanes.set_policies(policies.clone());
-        self.change(Change::Policies(policies));
-    }
-
-    /// Settles what a message carried by what the hub answered.
-    pub(crate) fn answer(&self, flight: &Flight, reply: v1::BatchReply) {
-        let now = Instant::now();
-        let code = Code::try_from(reply.code).unwrap_or(Code::Internal);
-        if code != Code::None {
-            tracing::warn!(%code, reason = reply.message, "the hub did not decide a batch; it is sent again");
-            let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
-            self.pending()
-                .put_back(flight, now, |attempts| self.delay(attempts).max(at_least));
-            return;
-        }
-        let mut outcomes = reply.outcomes.into_iter().peekable();
-        for (index, (position, _)) in flight.operations.iter().enumerate() {
-            let outcome = outcomes.next_if(|outcome| outcome.index as usize == index);
-            match outcome.map(settled_by) {
-                None => self.settle(*position, Settled::plain(OperationState::Applied)),
-                Some(Some(settled)) => self.settle(*position, settled),
-                Some(None) => self.pending().retry(*position, now, |attempts| {
-                    resend::delay(attempts, NOT_YET_DELAY, fastrand::f64())
-                }),
-            }
-        }
-        if !flight.withdrawn.is_empty() {
-            self.pending().withdrawn_told(&flight.withdrawn);
-            self.change(Change::WithdrawnTold(flight.withdrawn.clone()));
-        }
-        self.critical_wake.notify_one();
-        self.bulk_wake.notify_one();
-    }
-
-    fn settle(&self, position: Position, settled: Settled) {
-        // Gone already: another message that carried it was answered first.
-        let Some(entry) = self.pending().remove(position) else {
-            return;
-        };
-        if entry.every {
-            self.lanes.settled(&entry.path, position);
-        }
-        if self.config.debug {
-            tracing::info!(operation_id = %entry.operation_id, path = %entry.path, state = ?settled.state, "settled");
-        }
-        let change = match &settled.problem {
-            Some(problem) if settled.state == OperationState::Rejected => {
-                tracing::warn!(operation_id = %entry.operation_id, path = %entry.path, %problem, "the hub refused an operation");
-                Change::Bury(position, entry.bytes, problem.clone())
-            }
-            _ => Change::Remove(position),
-        };
-        // Told before the record goes: who is killed in between is told again, never left without an answer.
-        self.results.note(entry.operation_id, position, settled);
-        self.change(change);
-    }
-
-    /// Answers those who ask for dead letters; called by the thread that holds the outbox.
-    pub(crate) fn serve_requests(&self, outbox: &Outbox) {
-        for (letters_max, reply) in self.dead_letter_requests.1.try_iter() {
-            let letters = outbox.dead_letters(letters_max);
-            let _ = reply.send(letters.map_err(|error| Problem::new(Code::OutboxUnreadable, error.to_string())));
-        }
-    }
-
-    /// Notes the outbox's size, and tells those who wait for it to be empty.
-    pub(crate) fn report(&self, outbox: &Outbox) {
-        self.outbox_bytes.store(outbox.bytes(), Ordering::Relaxed);
-        self.outbox_operations.store(outbox.operations(), Ordering::Relaxed);
-        if self.is_drained() {
-            let _guard = self.drained.0.lock().unwrap_or_else(PoisonError::into_inner);
-            self.drained.1.notify_all();
-        }
-    }
-
-    fn is_drained(&self) -> bool {
-        self.lanes.spool_bytes.load(Ordering::Relaxed) == 0
-            && self.critical.is_empty()
-            && self.pending().is_drained()
-            && self.outbox_operations.load(Ordering::Relaxed) == 0
-    }
-}
-
-/// What an outcome settles; `None`: not decided yet.
-fn settled_by(outcome: v1::Outcome) -> Option<Settled> {
-    let code = Code::try_from(outcome.code).unwrap_or(Code::Internal);
-    let problem = (code != Code::None).then(|| Problem::new(code, outcome.message));
-    let state = match v1::OutcomeState::try_from(outcome.state) {
-        // The hub has the path at this version or a newer one: that is what applied means.
-        Ok(v1::OutcomeState::Applied | v1::OutcomeState::Superseded) => OperationState::Applied,
-        Ok(v1::OutcomeState::Rejected) => OperationState::Rejected,
-        Ok(v1::OutcomeState::Limbo) => OperationState::Limbo,
-        Ok(v1::OutcomeState::NotYet) | Err(_) => return None,
-    };
-    Some(Settled { state, problem })
-}
+/// For the thread that holds the outbox to answer a question about it.
+const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10);
+/// For messages on their way, at shutdown; what is not answered by then is sent again at the next start.
+const LINK_SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// A running agent. Dropping it shuts it down.
 pub struct Agent {
     shared: Arc<Shared>,
-    runtime: Option<Runtime>,
-    spooler: Option<JoinHandle<()>>,
-    link: Link,
+    /// Taken at shutdown; held for a moment by whoever asks the hub something.
+    runtime: Mutex<Option<Runtime>>,
+    spooler: Mutex<Option<JoinHandle<()>>>,
+    puller: Arc<Puller>,
 }
 
 /// How the agent is, for people and tools.
@@ -317,10 +104,7 @@ impl Agent {
             );
             pending.leave_to_disk(first, last);
         }
-        found
-            .withdrawn
-            .into_iter()
-            .for_each(|range| pending.withdraw_range(range));
+        found.withdrawn.into_iter().for_each(|range| pending.withdraw(range));
         let shared = Arc::new(Shared {
             outbox_id: outbox.id(),
             incarnation: outbox.incarnation(),
@@ -335,6 +119,7 @@ impl Agent {
             bulk_wake: Notify::new(),
             link: LinkState::default(),
             stopping: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
             stop_wake: Notify::new(),
             flushing: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(outbox.bytes()),
@@ -349,12 +134,18 @@ impl Agent {
             .spawn(move || spooler.run())
             .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))?;
         let runtime = link::runtime(shared.config.worker_threads)?;
-        let link = Link::start(&shared, &runtime);
+        let puller = {
+            let _inside = runtime.enter();
+            Arc::new(Puller::new(&shared.config, shared.incarnation))
+        };
+        if shared.config.enabled {
+            link::start(&shared, &runtime);
+        }
         Ok(Self {
             shared,
-            runtime: Some(runtime),
-            spooler: Some(spooler),
-            link,
+            runtime: Mutex::new(Some(runtime)),
+            spooler: Mutex::new(Some(spooler)),
+            puller,
         })
     }
 
@@ -404,15 +195,30 @@ impl Agent {
     }
 
     /// Waits until an operation is settled or the time is over; `None`: until settled or shut down.
+    ///
+    /// `UNKNOWN` where it is not settled by then, `NOT_KEPT` where its result is not kept any more.
     pub fn wait(&self, operation_id: Uuid, timeout: Option<Duration>) -> Settled {
         self.shared.results.wait(operation_id, timeout)
     }
 
     /// Reads from the hub; waits at most `critical_timeout_ms`, or `timeout` where given.
+    ///
+    /// `HUB_UNAVAILABLE` without an answer, `SHUT_DOWN`, or the code of the hub's refusal.
     pub fn pull(&self, request: v1::PullRequest, timeout: Option<Duration>) -> Result<v1::PullReply, Problem> {
-        let runtime = self.runtime.as_ref().expect("taken at shutdown alone");
         let timeout = timeout.unwrap_or(self.shared.config.critical_timeout);
-        runtime.block_on(self.link.pull(request, timeout))
+        let (told, answer) = mpsc::sync_channel(1);
+        let puller = self.puller.clone();
+        match &*self.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Who asked may have given up.
+            Some(runtime) => runtime.spawn(async move { told.send(puller.pull(request, timeout).await) }),
+            None => return Err(shut_down()),
+        };
+        answer.recv_timeout(timeout * 2).unwrap_or_else(|error| {
+            Err(match error {
+                mpsc::RecvTimeoutError::Timeout => Problem::new(Code::HubUnavailable, "the hub did not answer in time"),
+                mpsc::RecvTimeoutError::Disconnected => shut_down(),
+            })
+        })
     }
 
     /// The state at a path, from the hub; `None` where there is none.
@@ -478,9 +284,8 @@ impl Agent {
         }
     }
 
-    /// The newest operations that were refused or damaged, newest first.
+    /// The newest operations that were refused or damaged, newest first. Waits for the disk, at most 10 s.
     pub fn dead_letters(&self, letters_max: usize) -> Result<Vec<DeadLetter>, Problem> {
-        let shut_down = || Problem::new(Code::ShutDown, "the agent has shut down");
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.shared
             .dead_letter_requests
@@ -488,31 +293,56 @@ impl Agent {
             .send((letters_max, reply))
             .map_err(|_| shut_down())?;
         self.shared.alarm.ring();
-        answer.recv().map_err(|_| shut_down())?
+        let unanswered = |_| {
+            Problem::new(
+                Code::DiskError,
+                "the outbox did not answer: its disk may be failing, try again",
+            )
+        };
+        answer.recv_timeout(OUTBOX_TIMEOUT).map_err(unanswered)?
     }
 
-    /// Takes nothing more, writes what was taken to disk, and ends every thread. What is not settled stays in the
-    /// outbox. May be called twice.
-    pub fn shutdown(&mut self) {
-        self.shared.lanes.close();
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.alarm.ring();
-        self.shared.stop_wake.notify_waiters();
-        if let Some(runtime) = self.runtime.take() {
-            // A message on its way is sent again at the next start.
-            runtime.shutdown_timeout(Duration::from_secs(2));
+    /// Waits until it is known whether the hub answers, or the time is over.
+    pub fn wait_for_link(&self, timeout: Duration) {
+        self.shared.link.wait_until_known(timeout);
+    }
+
+    /// Takes nothing more, lets the link end, writes what is left to disk, and ends every thread. What is not settled
+    /// stays in the outbox. May be called twice.
+    pub fn shutdown(&self) {
+        let shared = &self.shared;
+        shared.lanes.close();
+        shared.stopping.store(true, Ordering::SeqCst);
+        shared.stop_wake.notify_waiters();
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            // On a thread of its own, for a caller may be inside a runtime, where none may be waited for.
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(LINK_SHUTDOWN)).join();
+            log_panic(&ended, "link");
         }
-        if let Some(spooler) = self.spooler.take()
-            && spooler.join().is_err()
-        {
-            tracing::error!("the spooler had panicked");
+        // The link's last answers are settled: they go to disk with the rest.
+        shared.finishing.store(true, Ordering::SeqCst);
+        shared.alarm.ring();
+        let spooler = self.spooler.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(spooler) = spooler {
+            log_panic(&spooler.join(), "spooler");
         }
-        self.shared.results.close();
+        shared.results.close();
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+fn shut_down() -> Problem {
+    Problem::new(Code::ShutDown, "the agent has shut down")
+}
+
+fn log_panic(ended: &std::thread::Result<()>, thread: &str) {
+    if ended.is_err() {
+        tracing::error!(thread, "a thread of the agent had panicked");
     }
 }

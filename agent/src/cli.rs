@@ -15,7 +15,8 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     Agent, Config,
-    local_api::{self, Action, Request, answer, event_json},
+    link::{self, Puller},
+    local_api::{self, Action, READ_TIMEOUT, Request, answer, event_json},
 };
 
 const REQUESTS: &str = r#"A local program writes one JSON object a line and reads one for each:
@@ -230,7 +231,15 @@ fn put_of(target: Target, data: Option<Box<RawValue>>) -> Result<Request, Proble
 fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
     let told = match local_api::ask(&config.outbox_dir, request) {
         Some(told) => told?,
-        None => answer(&Agent::start(config)?, request)?,
+        None if matches!(request.action, Action::Get | Action::Scan) => read_without_outbox(&config, request)?,
+        None => {
+            let patience = config.connect_timeout;
+            let agent = Agent::start(config)?;
+            if matches!(request.action, Action::Status) {
+                agent.wait_for_link(patience);
+            }
+            answer(&agent, request)?
+        }
     };
     let settled_badly = matches!(told["state"].as_str(), Some("REJECTED" | "UNKNOWN" | "LIMBO"));
     let not_flushed = told["flushed"] == Value::Bool(false);
@@ -239,6 +248,14 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    })
+}
+
+fn read_without_outbox(config: &Config, request: &Request) -> Result<Value, Problem> {
+    let runtime = link::runtime(1)?;
+    let puller = runtime.block_on(async { Puller::new(config, 0) });
+    local_api::read(request, |question| {
+        runtime.block_on(puller.pull(question, READ_TIMEOUT))
     })
 }
 
@@ -273,10 +290,8 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     }
     let by_input = wait_for_end(run.stdin, input_ended)?;
     let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
-    // Other threads may still hold it; they end with the process.
-    if let Some(mut agent) = Arc::into_inner(agent) {
-        agent.shutdown();
-    }
+    local_api::close(&outbox_dir);
+    agent.shutdown();
     Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

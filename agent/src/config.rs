@@ -109,7 +109,7 @@ pub struct Config {
     pub endpoint: String,
     /// What the hub gave this host.
     pub credential: Credential,
-    /// Off: every call is taken and answered with `UNSUPPORTED`, nothing is kept or sent.
+    /// Off: calls are answered with `UNSUPPORTED`, nothing is taken or sent; what the outbox holds stays there.
     pub enabled: bool,
     /// How long a waiting call waits at most.
     pub critical_timeout: Duration,
@@ -125,7 +125,7 @@ pub struct Config {
     pub worker_threads: usize,
     /// Whether a backlog keeps only the newest of each `latest` path.
     pub conflation: bool,
-    /// Of bulk messages, bits a second; 0 is no limit.
+    /// Of bulk messages, kilobits a second; 0 is no limit.
     pub upload_limit_kbps: u32,
     /// For one attempt to reach the hub.
     pub connect_timeout: Duration,
@@ -133,11 +133,11 @@ pub struct Config {
     pub retry_delay: (Duration, Duration),
     /// The folder of the outbox.
     pub outbox_dir: PathBuf,
-    /// Of sealed operations in the outbox.
+    /// Of sealed operations in the outbox, bytes.
     pub outbox_bytes_max: u64,
     /// How long the result of a settled operation can be asked for.
     pub result_keep: Duration,
-    /// Log what is sent and settled.
+    /// Log what becomes of each operation.
     pub debug: bool,
     /// Things the volunteer should know that do not stop the agent.
     pub warnings: Vec<Problem>,
@@ -247,7 +247,7 @@ fn endpoint(text: &str) -> Result<String, String> {
             .filter(|_| text.contains("://"))
             .unwrap_or("no scheme");
         format!(
-            "expected http://host:port, found {told}; TLS ends at the edge in front of the hub, or in a local tunnel"
+            "expected http://host:port, found {told}; where the edge speaks TLS, put a local tunnel before the agent"
         )
     })?;
     let authority = rest.split('/').next().unwrap_or_default();

@@ -61,13 +61,6 @@ pub(crate) struct Taken {
     pub(crate) position: Position,
 }
 
-/// The state of the disk, as far as taking operations goes.
-#[derive(Debug, Default)]
-pub(crate) struct Disk {
-    /// The outbox takes nothing: at its bound, or the disk under it is full or failing.
-    pub(crate) full: AtomicBool,
-}
-
 /// The two lanes' entrances.
 pub(crate) struct Lanes {
     host_id: Uuid,
@@ -76,7 +69,8 @@ pub(crate) struct Lanes {
     spool_ops_max: usize,
     /// Payload bytes waiting to be spooled.
     pub(crate) spool_bytes: AtomicUsize,
-    pub(crate) disk: Disk,
+    /// The outbox takes nothing: at its bound, or the disk under it is full or failing.
+    pub(crate) disk_full: AtomicBool,
 }
 
 /// What has to change together for each operation, so that positions, lanes and predecessors agree.
@@ -126,7 +120,7 @@ impl Lanes {
             order: Mutex::new(order),
             spool_ops_max: queue_ops_max,
             spool_bytes: AtomicUsize::new(0),
-            disk: Disk::default(),
+            disk_full: AtomicBool::new(false),
         };
         (
             lanes,
@@ -163,7 +157,7 @@ impl Lanes {
         let path = self.path(policy, submission)?;
         let every = policy.keep == Keep::Every;
         let critical = self.is_critical(submission);
-        if self.disk.full.load(Ordering::Relaxed) && every {
+        if self.disk_full.load(Ordering::Relaxed) && every {
             return Err(queue_full(
                 "the outbox is full or its disk is: free space, or wait until the hub has caught up",
             ));

@@ -13,7 +13,9 @@ mod outbox;
 mod pending;
 mod resend;
 mod results;
+mod shared;
 mod spooler;
+mod withdrawn;
 
 pub use agent::{Agent, Status};
 pub use config::Config;

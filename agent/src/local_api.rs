@@ -87,7 +87,7 @@ pub(crate) fn serve(agent: &Agent, mut input: impl BufRead, mut output: impl Wri
             continue;
         }
         if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES_MAX {
-            let sentence = format!("a line has more than {LINE_BYTES_MAX} bytes");
+            let sentence = format!("a line has more than {LINE_BYTES_MAX} bytes: send less at once");
             writeln!(
                 output,
                 "{}",
@@ -124,14 +124,7 @@ fn told(tag: Value, answer: Result<Value, Problem>) -> Value {
 pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem> {
     match request.action {
         Action::Put => put(agent, request),
-        Action::Get => {
-            let path = path::Path::parse(&request.path)?;
-            match agent.get(&path, Some(READ_TIMEOUT))? {
-                Some(state) => Ok(state_json(&state)),
-                None => Err(Problem::new(Code::NotFound, format!("there is no state at {path}"))),
-            }
-        }
-        Action::Scan => scan(agent, request),
+        Action::Get | Action::Scan => read(request, |question| agent.pull(question, Some(READ_TIMEOUT))),
         Action::Result => {
             let needed = || Problem::new(Code::BadRequest, "say which operation: \"operation_id\"");
             let id = request.operation_id.ok_or_else(needed)?;
@@ -150,7 +143,7 @@ pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem>
 }
 
 /// How long a command line waits for a page of state.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn put(agent: &Agent, put: &Request) -> Result<Value, Problem> {
     let submission = Submission {
@@ -174,23 +167,36 @@ fn put(agent: &Agent, put: &Request) -> Result<Value, Problem> {
     Ok(result_json(id, &settled))
 }
 
-fn scan(agent: &Agent, request: &Request) -> Result<Value, Problem> {
-    let cursor =
-        read_hex(&request.cursor).ok_or_else(|| Problem::new(Code::BadCursor, "the cursor is not one: begin again"))?;
-    let scan = v1::pull_request::What::Scan(v1::Scan {
-        prefix: request.prefix.clone(),
-        limit: request.limit,
-        cursor: cursor.into(),
-    });
-    let reply = agent.pull(v1::PullRequest { what: Some(scan) }, Some(READ_TIMEOUT))?;
-    let Some(v1::pull_reply::What::Page(page)) = reply.what else {
-        return Err(Problem::new(
-            Code::Internal,
-            "the hub answered a scan with something else",
-        ));
+/// Answers what is asked of the hub alone, by whoever can ask it.
+pub(crate) fn read(
+    request: &Request,
+    ask: impl FnOnce(v1::PullRequest) -> Result<v1::PullReply, Problem>,
+) -> Result<Value, Problem> {
+    let what = if matches!(request.action, Action::Scan) {
+        let not_one = || Problem::new(Code::BadCursor, "the cursor is not one: leave it out to begin again");
+        let cursor = read_hex(&request.cursor).ok_or_else(not_one)?.into();
+        v1::pull_request::What::Scan(v1::Scan {
+            prefix: request.prefix.clone(),
+            limit: request.limit,
+            cursor,
+        })
+    } else {
+        let path = path::Path::parse(&request.path)?;
+        v1::pull_request::What::Get(v1::Get {
+            path: path.as_str().to_owned(),
+        })
     };
-    let states: Vec<Value> = page.states.iter().map(state_json).collect();
-    Ok(json!({ "states": states, "more": page.more, "cursor": write_hex(&page.cursor) }))
+    match ask(v1::PullRequest { what: Some(what) })?.what {
+        Some(v1::pull_reply::What::State(state)) => Ok(state_json(&state)),
+        Some(v1::pull_reply::What::Page(page)) => {
+            let states: Vec<Value> = page.states.iter().map(state_json).collect();
+            Ok(json!({ "states": states, "more": page.more, "cursor": write_hex(&page.cursor) }))
+        }
+        _ => Err(Problem::new(
+            Code::Internal,
+            "the hub answered something else: update the agent",
+        )),
+    }
 }
 
 fn state_json(state: &v1::State) -> Value {
@@ -309,6 +315,12 @@ mod socket {
         Ok(())
     }
 
+    /// Takes the socket away, so that nobody waits at a closed door.
+    pub(crate) fn close(outbox_dir: &Path) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(path(outbox_dir));
+    }
+
     /// Asks the agent that runs on an outbox; `None` where none does.
     pub(crate) fn ask(outbox_dir: &Path, request: &Request) -> Option<Result<Value, Problem>> {
         let mut stream = UnixStream::connect(path(outbox_dir)).ok()?;
@@ -347,7 +359,7 @@ mod socket {
 }
 
 #[cfg(unix)]
-pub(crate) use socket::{ask, listen};
+pub(crate) use socket::{ask, close, listen};
 
 /// Without Unix sockets there is standard input, and commands open the outbox themselves.
 #[cfg(not(unix))]
@@ -360,3 +372,7 @@ pub(crate) fn ask(_: &Path, _: &Request) -> Option<Result<Value, Problem>> {
 pub(crate) fn listen(_: &std::sync::Arc<Agent>, _: &Path) -> io::Result<()> {
     Ok(())
 }
+
+/// See the counterpart for Unix: there is nothing to take away.
+#[cfg(not(unix))]
+pub(crate) fn close(_: &Path) {}

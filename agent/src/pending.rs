@@ -18,10 +18,16 @@ use p2p_sync_proto::{
 use prost::bytes::Bytes;
 use uuid::Uuid;
 
+use crate::withdrawn::Withdrawn;
+
 /// Encoded bytes of all operations held here; beyond it the oldest are left to the disk.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A path's older operation gives way to a newer one only while this many wait: a short queue is no backlog.
 const CONFLATE_ABOVE_OPS: usize = 2048;
+/// So much of the backlog is in memory however crowded that is; the largest payloads take 16 MiB then.
+const BACKLOG_OPS_MIN: usize = 64;
+/// Of the operations on disk, so many of the oldest are read however full memory is.
+const OLDEST_OPS: usize = 64;
 /// Every so many bulk messages is one of the backlog while live operations wait too.
 const BACKLOG_SHARE: u32 = 4;
 
@@ -77,7 +83,7 @@ pub(crate) struct Pending {
     delayed: BTreeSet<(Instant, Position)>,
     /// The waiting operation of each `latest` path that a newer one may replace.
     newest: HashMap<Arc<str>, Position>,
-    withdrawn: BTreeMap<(u64, u64), u64>,
+    withdrawn: Withdrawn,
     /// One message at a time tells of them.
     withdrawn_in_flight: bool,
     /// Positions that are on disk alone lie in here; both ends inclusive.
@@ -98,7 +104,7 @@ impl Pending {
             backlog: BTreeSet::new(),
             delayed: BTreeSet::new(),
             newest: HashMap::new(),
-            withdrawn: BTreeMap::new(),
+            withdrawn: Withdrawn::default(),
             withdrawn_in_flight: false,
             on_disk: None,
             bytes: 0,
@@ -123,9 +129,9 @@ impl Pending {
         self.live.len() + self.backlog.len()
     }
 
-    /// Takes a new operation; gives back the older one of its path that it replaces, if a backlog waits.
-    pub(crate) fn push(&mut self, entry: Entry) -> Option<Entry> {
-        let replaced = self.conflate(&entry);
+    /// Takes a new operation; gives back the older one of its path that it replaces, if a backlog waits or `crowded`.
+    pub(crate) fn push(&mut self, entry: Entry, crowded: bool) -> Option<Entry> {
+        let replaced = self.conflate(&entry, crowded);
         if !entry.every {
             self.newest.insert(entry.path.clone(), entry.position);
         }
@@ -161,42 +167,46 @@ impl Pending {
         );
     }
 
-    fn conflate(&mut self, newer: &Entry) -> Option<Entry> {
-        if !self.conflation || newer.every || self.bulk_ready() < CONFLATE_ABOVE_OPS {
+    fn conflate(&mut self, newer: &Entry, crowded: bool) -> Option<Entry> {
+        let is_backlog = self.critical.len() + self.bulk_ready() >= CONFLATE_ABOVE_OPS.min(self.ops_max / 2);
+        if !self.conflation || newer.every || !(is_backlog || crowded) || self.withdrawn.is_full() {
             return None;
         }
         let older = *self.newest.get(&newer.path)?;
         let slot = self.slots.get(&older)?;
         // What has been tried may have been applied: only its own answer settles it.
-        if slot.stage != Stage::Waiting || slot.attempts > 0 || older > newer.position {
+        if slot.stage != Stage::Waiting || slot.attempts > 0 || older >= newer.position {
             return None;
         }
         let entry = self.remove(older)?;
-        self.withdraw(older);
+        self.withdrawn.insert(older);
         Some(entry)
     }
 
-    /// Notes that a position will never be sent, for the hub to count it as settled.
-    pub(crate) fn withdraw(&mut self, position: Position) {
-        self.withdraw_range(SequenceRange {
-            incarnation: position.incarnation,
-            first: position.sequence,
-            last: position.sequence,
-        });
+    /// Notes that these positions will never be sent, for the hub to count them as settled.
+    pub(crate) fn withdraw(&mut self, range: SequenceRange) {
+        self.withdrawn.insert_range(range);
     }
 
-    /// As [`Self::withdraw`], for a range read back from the disk.
-    pub(crate) fn withdraw_range(&mut self, range: SequenceRange) {
-        self.withdrawn.insert((range.incarnation, range.first), range.last);
+    /// What the hub has not been told of yet.
+    pub(crate) fn withdrawn(&self) -> Vec<SequenceRange> {
+        self.withdrawn.iter().collect()
     }
 
-    /// Leaves the oldest waiting bulk operations to the disk while memory is over its bounds.
+    /// Leaves the oldest waiting operations to the disk while memory is over its bounds, critical ones last.
     fn shed(&mut self) {
         while self.slots.len() > self.ops_max || self.bytes > BYTES_MAX {
             let spooled = |position: &&Position| self.slots[*position].entry.spooled;
-            let oldest_live = self.live.iter().find(spooled).copied();
-            // The backlog's newest goes first: its oldest are the next to be sent.
-            let Some(position) = self.backlog.iter().next_back().copied().or(oldest_live) else {
+            // The backlog's newest goes first: its oldest are the next to be sent, and a few of them stay in any case.
+            let backlog_max = self.backlog.len().saturating_sub(BACKLOG_OPS_MIN);
+            let backlog = self.backlog.iter().rev().take(backlog_max).find(spooled);
+            let oldest = || {
+                self.live
+                    .iter()
+                    .find(spooled)
+                    .or_else(|| self.critical.iter().find(spooled))
+            };
+            let Some(position) = backlog.or_else(oldest).copied() else {
                 return;
             };
             self.remove(position);
@@ -211,9 +221,14 @@ impl Pending {
     }
 
     /// Where to read on from the disk, and how many operations there is room for; `None` while memory is busy.
+    ///
+    /// What is older than all in memory always finds a little room: the rest may have to wait for it.
     pub(crate) fn wants_backlog(&self) -> Option<(Position, Position, usize)> {
         let (from, to) = self.on_disk?;
         let room = (self.ops_max / 2).saturating_sub(self.slots.len());
+        if self.slots.first_key_value().is_none_or(|(first, _)| from < *first) {
+            return Some((from, to, room.max(OLDEST_OPS)));
+        }
         (self.backlog.len() < BATCH_OPS_MAX && room > 0 && self.bytes < BYTES_MAX / 2).then_some((from, to, room))
     }
 
@@ -225,56 +240,64 @@ impl Pending {
         };
     }
 
-    /// Takes the next critical message: what is there at once, together, with the waiting predecessors of each path.
+    /// Takes the next critical message: what is there at once, together, with the unsettled predecessors of each path.
     pub(crate) fn take_critical(&mut self) -> Option<Flight> {
-        let mut flight = Flight {
-            operations: vec![],
-            taken: vec![],
-            withdrawn: vec![],
-        };
-        let mut members: BTreeMap<Position, Bytes> = BTreeMap::new();
+        let mut members: BTreeSet<Position> = BTreeSet::new();
+        let mut behind_the_disk = Vec::new();
         let mut bytes = 0;
-        for position in self.critical.clone() {
-            let Some(chain) = self.chain(position) else {
-                self.delay_for_predecessor(position);
+        for position in &self.critical {
+            let Some(chain) = self.chain(*position, &members) else {
+                behind_the_disk.push(*position);
                 continue;
             };
             let chain_bytes: usize = chain.iter().map(|member| self.slots[member].entry.bytes.len()).sum();
-            let full = members.len() + chain.len() > BATCH_OPS_MAX || bytes + chain_bytes > BATCH_BYTES_MAX;
-            if full && !members.is_empty() {
+            let is_full = members.len() + chain.len() > BATCH_OPS_MAX || bytes + chain_bytes > BATCH_BYTES_MAX;
+            if is_full && !members.is_empty() {
                 break;
             }
             bytes += chain_bytes;
-            members.extend(
-                chain
-                    .into_iter()
-                    .map(|member| (member, self.slots[&member].entry.bytes.clone())),
-            );
+            members.extend(chain);
         }
-        for position in members.keys() {
-            if self.slots[position].stage != Stage::InFlight {
-                self.begin(*position);
-                flight.taken.push(*position);
-            }
+        for position in behind_the_disk {
+            self.go_by_bulk(position);
         }
-        flight.operations = members.into_iter().collect();
-        (!flight.operations.is_empty()).then_some(flight)
+        let taken: Vec<Position> = members
+            .iter()
+            .filter(|position| self.slots[position].stage != Stage::InFlight)
+            .copied()
+            .collect();
+        for position in &taken {
+            self.begin(*position);
+        }
+        let operations: Vec<_> = members
+            .iter()
+            .map(|position| (*position, self.slots[position].entry.bytes.clone()))
+            .collect();
+        (!operations.is_empty()).then_some(Flight {
+            operations,
+            taken,
+            withdrawn: vec![],
+        })
     }
 
-    /// The operation and its unsettled predecessors; `None` when one of them is not in memory.
-    fn chain(&self, position: Position) -> Option<Vec<Position>> {
-        let mut chain = vec![position];
-        let mut at = position;
-        while let Some(predecessor) = self.slots[&at].entry.predecessor {
-            match self.slots.get(&predecessor) {
-                Some(_) => chain.push(predecessor),
-                None if self.is_on_disk(predecessor) => return None,
+    /// The operation and its unsettled predecessors that are not in the message yet; `None` when one is not in memory,
+    /// or they are more than a message holds.
+    fn chain(&self, position: Position, members: &BTreeSet<Position>) -> Option<Vec<Position>> {
+        let (mut chain, mut bytes) = (Vec::new(), 0);
+        let mut next = Some(position);
+        while let Some(at) = next.filter(|at| !members.contains(at)) {
+            match self.slots.get(&at) {
+                Some(slot) => {
+                    chain.push(at);
+                    next = slot.entry.predecessor;
+                }
+                None if self.is_on_disk(at) => return None,
                 None => break,
             }
-            if chain.len() > BATCH_OPS_MAX {
+            bytes += self.slots.get(&at).map_or(0, |slot| slot.entry.bytes.len());
+            if chain.len() > BATCH_OPS_MAX || (chain.len() > 1 && bytes > BATCH_BYTES_MAX) {
                 return None;
             }
-            at = predecessor;
         }
         Some(chain)
     }
@@ -283,8 +306,8 @@ impl Pending {
         self.on_disk.is_some_and(|(from, to)| (from..=to).contains(&position))
     }
 
-    /// An operation whose predecessor is still on disk goes by the bulk lane, behind it.
-    fn delay_for_predecessor(&mut self, position: Position) {
+    /// An operation that cannot take all its predecessors along goes by the bulk lane, behind them.
+    fn go_by_bulk(&mut self, position: Position) {
         self.critical.remove(&position);
         if let Some(slot) = self.slots.get_mut(&position) {
             slot.entry.critical = false;
@@ -334,14 +357,7 @@ impl Pending {
         if self.withdrawn_in_flight {
             return vec![];
         }
-        let ranges = self.withdrawn.iter().take(BATCH_WITHDRAWN_MAX);
-        let taken: Vec<SequenceRange> = ranges
-            .map(|(&(incarnation, first), &last)| SequenceRange {
-                incarnation,
-                first,
-                last,
-            })
-            .collect();
+        let taken: Vec<SequenceRange> = self.withdrawn.iter().take(BATCH_WITHDRAWN_MAX).collect();
         self.withdrawn_in_flight = !taken.is_empty();
         taken
     }
@@ -382,15 +398,27 @@ impl Pending {
         }
     }
 
-    /// Puts one operation back, to be tried again after its delay.
+    /// Puts one operation back, to be tried again after its delay. One whose predecessor is on disk alone goes there
+    /// too: it can do nothing before that, and would keep it out of memory.
     pub(crate) fn retry(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
-        if let Some(slot) = self.slots.get_mut(&position)
+        if self.follows_the_disk(position) {
+            self.remove(position);
+            self.leave_to_disk(position, position);
+        } else if let Some(slot) = self.slots.get_mut(&position)
             && slot.stage == Stage::InFlight
         {
             let until = now + delay(slot.attempts);
             slot.stage = Stage::Delayed(until);
             self.delayed.insert((until, position));
         }
+    }
+
+    fn follows_the_disk(&self, position: Position) -> bool {
+        let Some(Slot { entry, .. }) = self.slots.get(&position) else {
+            return false;
+        };
+        let on_disk_alone = |before| !self.slots.contains_key(&before) && self.is_on_disk(before);
+        entry.spooled && entry.predecessor.is_some_and(on_disk_alone)
     }
 
     /// Forgets the delays: the link answers again.
@@ -438,11 +466,16 @@ impl Pending {
     /// Takes out the ranges that the hub has been told.
     pub(crate) fn withdrawn_told(&mut self, told: &[SequenceRange]) {
         for range in told {
-            self.withdrawn.remove(&(range.incarnation, range.first));
+            self.withdrawn.remove(range);
         }
         if !told.is_empty() {
             self.withdrawn_in_flight = false;
         }
+    }
+
+    /// Whether an operation is here still; one that is not is settled, or on disk alone.
+    pub(crate) fn contains(&self, position: Position) -> bool {
+        self.slots.contains_key(&position)
     }
 
     /// Notes that an operation is on disk; false when it is settled already.
@@ -461,205 +494,7 @@ impl Pending {
             .map(|slot| slot.entry.clone())
             .collect()
     }
-
-    /// Whether a waiting operation of this path could be replaced by a newer one: what a full disk leaves possible.
-    pub(crate) fn replace_waiting(&mut self, path: &str) -> Option<Entry> {
-        let position = *self.newest.get(path)?;
-        let slot = self.slots.get(&position)?;
-        if slot.stage != Stage::Waiting || slot.attempts > 0 {
-            return None;
-        }
-        let entry = self.remove(position)?;
-        self.withdraw(position);
-        Some(entry)
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(sequence: u64, path: &str) -> Entry {
-        Entry {
-            position: Position {
-                incarnation: 1,
-                sequence,
-            },
-            operation_id: Uuid::from_u128(u128::from(sequence)),
-            path: path.into(),
-            every: false,
-            critical: false,
-            predecessor: None,
-            bytes: Bytes::from_static(b"0123456789"),
-            payload_bytes: 0,
-            spooled: true,
-        }
-    }
-
-    fn every(sequence: u64, predecessor: Option<u64>) -> Entry {
-        let predecessor = predecessor.map(|sequence| Position {
-            incarnation: 1,
-            sequence,
-        });
-        Entry {
-            every: true,
-            predecessor,
-            ..entry(sequence, "m/CHAT_MESSAGE")
-        }
-    }
-
-    fn sequences(flight: &Flight) -> Vec<u64> {
-        flight
-            .operations
-            .iter()
-            .map(|(position, _)| position.sequence)
-            .collect()
-    }
-
-    fn second(_: u32) -> Duration {
-        Duration::from_secs(1)
-    }
-
-    #[test]
-    fn a_failed_message_is_tried_again_after_its_delay_and_in_order() {
-        let mut pending = Pending::new(100, true);
-        let now = Instant::now();
-        for sequence in 1..=3 {
-            pending.push(entry(sequence, &format!("m/{sequence}")));
-        }
-        let flight = pending.take_bulk(10).expect("three wait");
-        assert!(pending.take_bulk(10).is_none());
-        pending.put_back(&flight, now, second);
-        assert_eq!(pending.wake(now), Some(now + Duration::from_secs(1)));
-        assert!(pending.take_bulk(10).is_none());
-        assert_eq!(pending.wake(now + Duration::from_secs(1)), None);
-        assert_eq!(sequences(&pending.take_bulk(10).expect("again")), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_short_queue_is_not_conflated_and_a_backlog_is() {
-        let mut pending = Pending::new(100_000, true);
-        assert!(pending.push(entry(1, "m/a")).is_none());
-        assert!(pending.push(entry(2, "m/a")).is_none());
-        let backlog = CONFLATE_ABOVE_OPS as u64;
-        for sequence in 3..=backlog {
-            pending.push(entry(sequence, &format!("m/{sequence}")));
-        }
-        let replaced = pending.push(entry(backlog + 1, "m/a")).expect("conflated");
-        assert_eq!(replaced.position.sequence, 2);
-        let flight = pending.take_bulk(BATCH_OPS_MAX).expect("waits");
-        assert_eq!(
-            flight.withdrawn,
-            [SequenceRange {
-                incarnation: 1,
-                first: 2,
-                last: 2
-            }]
-        );
-    }
-
-    #[test]
-    fn what_was_tried_or_is_kept_as_every_is_never_conflated() {
-        let mut pending = Pending::new(100_000, true);
-        pending.push(entry(1, "m/a"));
-        let tried = pending.take_bulk(1).expect("one");
-        pending.put_back(&tried, Instant::now(), |_| Duration::ZERO);
-        pending.wake(Instant::now());
-        for sequence in 2..=CONFLATE_ABOVE_OPS as u64 + 1 {
-            pending.push(every(sequence, None));
-        }
-        assert!(pending.push(entry(9000, "m/a")).is_none());
-        assert!(pending.push(every(9001, None)).is_none());
-    }
-
-    #[test]
-    fn memory_is_bounded_and_what_it_sheds_comes_back_from_disk_in_order() {
-        let mut pending = Pending::new(20, true);
-        for sequence in 1..=30 {
-            pending.push(entry(sequence, &format!("m/{sequence}")));
-        }
-        assert_eq!(pending.len(), 20);
-        assert!(pending.wants_backlog().is_none(), "memory is busy");
-        assert_eq!(
-            sequences(&pending.take_bulk(20).expect("live")),
-            (11..=30).collect::<Vec<_>>()
-        );
-        for sequence in 11..=30 {
-            pending.remove(Position {
-                incarnation: 1,
-                sequence,
-            });
-        }
-        let (from, to, room) = pending.wants_backlog().expect("room");
-        assert_eq!((from.sequence, to.sequence, room), (1, 10, 10));
-        for sequence in 1..=10 {
-            pending.push_backlog(entry(sequence, "m"));
-        }
-        pending.backlog_read_to(None);
-        assert_eq!(
-            sequences(&pending.take_bulk(20).expect("backlog")),
-            (1..=10).collect::<Vec<_>>()
-        );
-    }
-
-    #[test]
-    fn the_backlog_yields_to_the_live_and_is_not_starved() {
-        let mut pending = Pending::new(1000, true);
-        pending.push_backlog(entry(1, "m/old"));
-        let mut turns = Vec::new();
-        for sequence in 2..=6 {
-            pending.push(entry(sequence, &format!("m/{sequence}")));
-            turns.extend(sequences(&pending.take_bulk(1).expect("waits")));
-        }
-        assert_eq!(turns, [2, 3, 4, 1, 5]);
-    }
-
-    #[test]
-    fn a_critical_operation_takes_its_waiting_predecessors_along() {
-        let mut pending = Pending::new(100, true);
-        pending.push(every(1, None));
-        pending.push(every(2, Some(1)));
-        pending.push(entry(3, "m/x"));
-        pending.push(Entry {
-            critical: true,
-            ..every(4, Some(2))
-        });
-        let flight = pending.take_critical().expect("critical");
-        assert_eq!(sequences(&flight), [1, 2, 4]);
-        assert_eq!(sequences(&pending.take_bulk(10).expect("the rest")), [3]);
-    }
-
-    #[test]
-    fn a_predecessor_in_flight_rides_along_and_is_put_back_by_the_flight_that_took_it() {
-        let mut pending = Pending::new(100, true);
-        let now = Instant::now();
-        pending.push(every(1, None));
-        let bulk = pending.take_bulk(10).expect("bulk");
-        pending.push(Entry {
-            critical: true,
-            ..every(2, Some(1))
-        });
-        let critical = pending.take_critical().expect("critical");
-        assert_eq!(sequences(&critical), [1, 2]);
-        pending.put_back(&critical, now, |_| Duration::ZERO);
-        pending.wake(now);
-        assert!(pending.take_bulk(10).is_none(), "still in the bulk flight");
-        pending.put_back(&bulk, now, |_| Duration::ZERO);
-        pending.wake(now);
-        assert_eq!(sequences(&pending.take_bulk(10).expect("back")), [1]);
-    }
-
-    #[test]
-    fn a_message_is_closed_before_it_grows_too_large() {
-        let mut pending = Pending::new(100, true);
-        let large = Bytes::from(vec![0; BATCH_BYTES_MAX / 3]);
-        for sequence in 1..=5 {
-            pending.push(Entry {
-                bytes: large.clone(),
-                ..entry(sequence, &format!("m/{sequence}"))
-            });
-        }
-        assert_eq!(sequences(&pending.take_bulk(10).expect("bulk")), [1, 2, 3]);
-        assert_eq!(sequences(&pending.take_bulk(10).expect("bulk")), [4, 5]);
-    }
-}
+mod tests;

@@ -16,10 +16,10 @@ use p2p_sync_proto::{Code, Position, Problem, ids, v1::Operation};
 use prost::Message as _;
 
 use crate::{
-    agent::Shared,
     outbox::{Change, Outbox, Record, is_full},
     pending::Entry,
     results::{OperationState, Settled},
+    shared::Shared,
 };
 
 /// What is taken is on disk within this and one commit.
@@ -86,14 +86,32 @@ impl Spooler {
         loop {
             let stopping = self.shared.is_stopping();
             let worked = self.round();
-            if stopping && self.spool.is_empty() {
+            if stopping && self.is_done() {
                 self.round();
-                return;
+                if self.is_done() {
+                    return self.tell_of_loss();
+                }
             }
             if worked {
                 self.busy = Instant::now();
             }
             self.rest();
+        }
+    }
+
+    /// Nothing waits to be written, or nothing can be.
+    fn is_done(&self) -> bool {
+        self.spool.is_empty() || self.shared.is_disk_full()
+    }
+
+    /// What no disk took by the end is lost with this process; nobody is left to tell but the log.
+    fn tell_of_loss(&self) {
+        let operations = self.spool.len() + self.shared.pending().unspooled().len();
+        if operations > 0 {
+            tracing::error!(
+                operations,
+                "the disk takes nothing: these operations were in memory alone and are lost"
+            );
         }
     }
 
@@ -119,11 +137,26 @@ impl Spooler {
         }
         let entries: Vec<Entry> = self.spool.try_iter().collect();
         let worked = !changes.is_empty() || !entries.is_empty();
-        self.commit(changes, entries);
+        let unsettled = self.unsettled(entries);
+        self.commit(changes, unsettled);
         self.read_backlog();
         self.shared.serve_requests(&self.outbox);
         self.shared.report(&self.outbox);
         worked
+    }
+
+    /// Leaves out critical operations that the hub has answered in the meantime: they need no place on disk.
+    fn unsettled(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        self.shared.absorb_critical();
+        let pending = self.shared.pending();
+        entries.retain(|entry| {
+            let is_settled = entry.critical && !pending.contains(entry.position);
+            if is_settled {
+                self.shared.release_spool_bytes(entry.payload_bytes);
+            }
+            !is_settled
+        });
+        entries
     }
 
     fn commit(&mut self, mut changes: Vec<Change>, entries: Vec<Entry>) {
@@ -151,34 +184,30 @@ impl Spooler {
     }
 
     /// Hands what is now on disk to the link.
-    fn spooled(&self, entries: Vec<Entry>) {
+    fn spooled(&mut self, entries: Vec<Entry>) {
         if entries.is_empty() {
             return;
         }
-        self.shared.absorb_critical();
         for mut entry in entries {
             self.shared.release_spool_bytes(entry.payload_bytes);
             entry.spooled = true;
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
-            if entry.critical {
-                self.shared.pending().mark_spooled(entry.position);
-            } else {
+            if !entry.critical {
                 self.shared.push(entry);
+            } else if !self.shared.pending().mark_spooled(entry.position) {
+                // Answered while it was written.
+                self.unwritten.push(Change::Remove(entry.position));
             }
         }
         self.shared.bulk_wake.notify_one();
     }
 
-    /// What no disk takes is sent from memory; `latest` operations take the place of older ones of their path.
+    /// What no disk takes is sent from memory; there a `latest` operation takes the place of an older one of its path.
     fn keep_in_memory(&self, entries: Vec<Entry>) {
         self.shared.absorb_critical();
         for entry in entries {
             self.shared.release_spool_bytes(entry.payload_bytes);
-            if !entry.every {
-                let replaced = self.shared.pending().replace_waiting(&entry.path);
-                self.shared.superseded(replaced);
-            }
             if !entry.critical {
                 self.shared.push(entry);
             }
@@ -196,10 +225,14 @@ impl Spooler {
             .saturating_sub(self.shared.pending().len());
         let entries: Vec<Entry> = self.spool.try_iter().take(room).collect();
         self.keep_in_memory(entries);
-        let due = self.disk_tried.elapsed() >= DISK_RETRY || self.shared.is_stopping();
+        let due = self.disk_tried.elapsed() >= DISK_RETRY || self.shared.is_finishing();
         if due && let Err(error) = self.try_disk() {
             tracing::debug!(%error, "the outbox still cannot be written");
         }
+        if self.outbox.is_open() {
+            self.read_backlog();
+        }
+        self.shared.serve_requests(&self.outbox);
         self.shared.report(&self.outbox);
         true
     }
@@ -233,9 +266,9 @@ impl Spooler {
                 .map_err(|error| Problem::new(Code::DiskError, error.to_string()))?;
         }
         let entries = self.shared.pending().unspooled();
-        self.outbox
-            .commit(&entries.iter().map(insertion).collect::<Vec<_>>())
-            .map_err(failed)?;
+        let withdrawn = self.shared.pending().withdrawn().into_iter().map(Change::Withdrawn);
+        let changes: Vec<Change> = entries.iter().map(insertion).chain(withdrawn).collect();
+        self.outbox.commit(&changes).map_err(failed)?;
         for entry in entries {
             if self.shared.pending().mark_spooled(entry.position) {
                 let spooled = Settled::plain(OperationState::Spooled);

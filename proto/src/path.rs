@@ -116,6 +116,12 @@ pub fn check_map(map: &str) -> Result<(), Problem> {
     if fits {
         return Ok(());
     }
+    if map.is_empty() {
+        return Err(Problem::new(
+            Code::BadMap,
+            "the map's name is missing: say on which map it happened",
+        ));
+    }
     let shown: String = map.chars().take(MAP_BYTES_MAX).collect();
     Err(Problem::new(
         Code::BadMap,

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
 use super::session::{Session, problem_of};
-use crate::{agent::Shared, pending::Flight};
+use crate::{pending::Flight, shared::Shared};
 
 /// A batch that is not answered for so long ends the connection, and is sent again on the next.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

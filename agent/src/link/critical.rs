@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::session::{Session, problem_of};
-use crate::{agent::Shared, pending::Flight};
+use crate::{pending::Flight, shared::Shared};
 
 /// So many calls in a row without an answer in time, and the connection is made anew.
 const SILENT_CALLS_MAX: u32 = 3;
@@ -35,14 +35,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Ok(session) => {
                 attempts = 0;
                 shared.link.up();
-                shared.link.set_answers(true);
                 shared.pending().retry_now();
                 serve(&shared, session).await
             }
             Err(problem) => problem,
         };
+        if shared.is_stopping() {
+            return;
+        }
         shared.link.down(problem);
-        shared.link.set_answers(false);
         attempts += 1;
         super::pause(&shared, shared.delay(attempts)).await;
     }

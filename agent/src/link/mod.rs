@@ -6,7 +6,7 @@ mod session;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use p2p_sync_proto::{
 };
 use tokio::runtime::Runtime;
 
-use crate::{agent::Shared, config::Config};
+use crate::{config::Config, shared::Shared};
 
 use session::Sealer;
 
@@ -29,6 +29,7 @@ use session::Sealer;
 pub(crate) struct LinkState {
     answers: AtomicBool,
     problem: Mutex<Option<Problem>>,
+    known: Condvar,
 }
 
 impl LinkState {
@@ -50,8 +51,19 @@ impl LinkState {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until it is known whether the hub answers, or the time is over.
+    pub(crate) fn wait_until_known(&self, timeout: Duration) {
+        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unknown = |problem: &mut Option<Problem>| problem.is_none() && !self.answers();
+        // Either way the caller looks at what is known then.
+        let _known = self.known.wait_timeout_while(problem, timeout, is_unknown);
+    }
+
     fn up(&self) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        *problem = None;
+        self.set_answers(true);
+        self.known.notify_all();
     }
 
     /// Notes why the link is down; told once for each new reason.
@@ -61,6 +73,8 @@ impl LinkState {
             tracing::warn!("the link is down: {problem}");
         }
         *known = Some(problem);
+        self.set_answers(false);
+        self.known.notify_all();
     }
 }
 
@@ -74,24 +88,10 @@ pub(crate) fn runtime(worker_threads: usize) -> Result<Runtime, Problem> {
         .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))
 }
 
-/// The running link.
-pub(crate) struct Link {
-    puller: Puller,
-}
-
-impl Link {
-    pub(crate) fn start(shared: &Arc<Shared>, runtime: &Runtime) -> Self {
-        let _inside = runtime.enter();
-        runtime.spawn(critical::run(shared.clone()));
-        runtime.spawn(bulk::run(shared.clone()));
-        Self {
-            puller: Puller::new(&shared.config, shared.incarnation),
-        }
-    }
-
-    pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
-        self.puller.pull(request, timeout).await
-    }
+/// Starts both lanes' connections.
+pub(crate) fn start(shared: &Arc<Shared>, runtime: &Runtime) {
+    runtime.spawn(critical::run(shared.clone()));
+    runtime.spawn(bulk::run(shared.clone()));
 }
 
 /// Reads from the hub over a connection that is made when it is first used.

@@ -17,13 +17,11 @@ use p2p_sync_proto::{
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{agent::Shared, config::Config};
+use crate::{config::Config, shared::Shared};
 
 /// What a silent peer is given before the connection is taken for dead: one interval and this.
 const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
-/// What this agent can do beyond the protocol's version.
-const FEATURES: [&str; 0] = [];
 
 /// Seals a host's messages and opens the answers to them.
 #[derive(Clone)]
@@ -116,7 +114,7 @@ impl Session {
     pub(crate) async fn hello(&self, shared: &Shared) -> Result<(), Problem> {
         let hello = v1::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
-            features: FEATURES.map(str::to_owned).to_vec(),
+            features: vec![],
             outbox_id: shared.outbox_id.as_bytes().to_vec().into(),
             incarnation: shared.incarnation,
             oldest_incarnation: shared.oldest_incarnation,

@@ -23,6 +23,8 @@ pub(super) struct Pools {
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
 }
 
+// Without an engine there is nothing to start, to wait for or to stop.
+#[cfg_attr(not(feature = "embedded"), allow(clippy::unused_async, clippy::unused_self))]
 impl Pools {
     pub(super) async fn open(config: &StoreConfig) -> Result<Self, Problem> {
         match &config.connection {
@@ -92,7 +94,6 @@ impl Pools {
     }
 
     #[cfg(not(feature = "embedded"))]
-    #[allow(clippy::unused_async)]
     async fn open_embedded(_: &StoreConfig, _: &std::path::Path) -> Result<Self, Problem> {
         Err(Problem::new(
             Code::MissingValue,

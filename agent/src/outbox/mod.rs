@@ -14,13 +14,21 @@ use std::{
 
 use p2p_sync_proto::{
     Code, Policies, Position, Problem,
-    envelope::{open_with, seal_with, unwrap_key, wrap_key},
+    envelope::{open_with, unwrap_key, wrap_key},
     keys::{Credential, SealKey},
-    v1::{self, Operation, SequenceRange},
+    v1::{Operation, SequenceRange},
 };
 use prost::{Message, bytes::Bytes};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use uuid::Uuid;
+
+mod commit;
+mod file;
+
+use file::{
+    FORMAT_VERSION, check_format, open_database, other_credential, read_meta, read_number, read_policies, read_uuid,
+    unreadable,
+};
 
 type Key = (u64, u64);
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -28,15 +36,9 @@ const OPERATIONS: TableDefinition<Key, &[u8]> = TableDefinition::new("operations
 const WITHDRAWN: TableDefinition<Key, u64> = TableDefinition::new("withdrawn");
 const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_letters");
 
-/// Of the tables above; an agent refuses a newer one and keeps it as it is.
-const FORMAT_VERSION: u32 = 1;
-/// redb's own cache; records are read once, in order.
-const CACHE_BYTES: usize = 2 * 1024 * 1024;
 /// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
 /// of a copy-on-write file needs pages too.
 const RESERVE_BYTES: usize = 2 * 1024 * 1024;
-/// Dead letters kept; the oldest give way.
-const DEAD_LETTERS_MAX: u64 = 100_000;
 
 /// One operation as it lies in the outbox.
 #[derive(Clone, PartialEq, Message)]
@@ -82,6 +84,8 @@ pub(crate) enum Change {
     Remove(Position),
     /// Never to be sent: the position is remembered until the hub has been told.
     Withdraw(Position),
+    /// Never to be sent, and not on disk.
+    Withdrawn(SequenceRange),
     WithdrawnTold(Vec<SequenceRange>),
     /// Removed, and kept as a dead letter.
     Bury(Position, Bytes, Problem),
@@ -107,9 +111,17 @@ pub(crate) struct Outbox {
     key: SealKey,
     id: Uuid,
     incarnation: u64,
+    sizes: Sizes,
+}
+
+/// What lies in the tables.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sizes {
     /// Of sealed records.
     bytes: u64,
     operations: u64,
+    /// Of sealed dead letters.
+    dead_letter_bytes: u64,
 }
 
 impl Outbox {
@@ -135,8 +147,7 @@ impl Outbox {
             key,
             id,
             incarnation,
-            bytes: 0,
-            operations: 0,
+            sizes: Sizes::default(),
         };
         outbox
             .begin(&database, credential)
@@ -184,8 +195,8 @@ impl Outbox {
                 break;
             };
             for (position, sealed_bytes, record) in page {
-                self.bytes += sealed_bytes;
-                self.operations += 1;
+                self.sizes.bytes += sealed_bytes;
+                self.sizes.operations += 1;
                 let Some((record, operation)) = record.and_then(|record| {
                     let operation = Operation::decode(record.operation.clone()).ok()?;
                     Some((record, operation))
@@ -205,6 +216,9 @@ impl Outbox {
                 ..last
             };
         }
+        self.sizes.dead_letter_bytes = self
+            .dead_letter_bytes()
+            .map_err(|error| unreadable(&self.folder, &error))?;
         found.withdrawn = self
             .read_withdrawn()
             .map_err(|error| unreadable(&self.folder, &error))?;
@@ -233,12 +247,12 @@ impl Outbox {
 
     /// Of sealed records.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.sizes.bytes
     }
 
     /// Records on disk.
     pub(crate) fn operations(&self) -> u64 {
-        self.operations
+        self.sizes.operations
     }
 
     /// Applies changes in one commit, which is on disk when this returns.
@@ -250,10 +264,9 @@ impl Outbox {
             return Ok(());
         }
         let database = self.database.as_ref().ok_or_else(closed)?;
-        let committed = self.write(database, changes);
-        match committed {
-            Ok((bytes, operations)) => {
-                (self.bytes, self.operations) = (bytes, operations);
+        match commit::commit(self, database, changes) {
+            Ok(sizes) => {
+                self.sizes = sizes;
                 Ok(())
             }
             Err(error) => {
@@ -263,64 +276,9 @@ impl Outbox {
         }
     }
 
-    fn write(&self, database: &Database, changes: &[Change]) -> Result<(u64, u64), redb::Error> {
-        let (mut bytes, mut operations) = (self.bytes, self.operations);
-        let write = database.begin_write()?;
-        {
-            let mut table = write.open_table(OPERATIONS)?;
-            let mut withdrawn = write.open_table(WITHDRAWN)?;
-            let mut dead = write.open_table(DEAD_LETTERS)?;
-            let mut meta = write.open_table(META)?;
-            let mut take_out = |position: &Position| -> Result<(), redb::Error> {
-                if let Some(old) = table.remove(key(*position))? {
-                    bytes -= old.value().len() as u64;
-                    operations -= 1;
-                }
-                Ok(())
-            };
-            for change in changes {
-                match change {
-                    Change::Insert(..) => {}
-                    Change::Remove(position) => take_out(position)?,
-                    Change::Withdraw(position) => {
-                        take_out(position)?;
-                        withdrawn.insert(key(*position), position.sequence)?;
-                    }
-                    Change::WithdrawnTold(ranges) => {
-                        for range in ranges {
-                            withdrawn.remove((range.incarnation, range.first))?;
-                        }
-                    }
-                    Change::Bury(position, operation, problem) => {
-                        take_out(position)?;
-                        let sealed = self.seal_dead(*position, operation, problem);
-                        dead.insert(key(*position), sealed.as_slice())?;
-                        if problem.code == Code::DamagedRecord {
-                            withdrawn.insert(key(*position), position.sequence)?;
-                        }
-                    }
-                    Change::Policies(policies) => {
-                        meta.insert("policies", policies.to_wire().encode_to_vec().as_slice())?;
-                    }
-                }
-            }
-            let gone = removed(changes);
-            for change in changes {
-                if let Change::Insert(position, record) = change
-                    && !gone.contains(position)
-                {
-                    let sealed = seal_with(&self.key, &self.purpose(b'o', *position), &record.encode_to_vec());
-                    bytes += sealed.len() as u64;
-                    operations += 1;
-                    table.insert(key(*position), sealed.as_slice())?;
-                }
-            }
-            while redb::ReadableTableMetadata::len(&dead)? > DEAD_LETTERS_MAX {
-                dead.pop_first()?;
-            }
-        }
-        write.commit()?;
-        Ok((bytes, operations))
+    /// Whether it can be read: not after an error, until [`Self::reopen`].
+    pub(crate) fn is_open(&self) -> bool {
+        self.database.is_some()
     }
 
     /// Opens the file again after an error.
@@ -383,6 +341,15 @@ impl Outbox {
         Ok(page)
     }
 
+    fn dead_letter_bytes(&self) -> Result<u64, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let mut bytes = 0;
+        for row in read.open_table(DEAD_LETTERS)?.iter()? {
+            bytes += row?.1.value().len() as u64;
+        }
+        Ok(bytes)
+    }
+
     fn read_withdrawn(&self) -> Result<Vec<SequenceRange>, redb::Error> {
         let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
         let table = read.open_table(WITHDRAWN)?;
@@ -429,16 +396,6 @@ impl Outbox {
         Ok(letters)
     }
 
-    fn seal_dead(&self, position: Position, operation: &Bytes, problem: &Problem) -> Vec<u8> {
-        let dead = DeadRecord {
-            operation: operation.clone(),
-            code: problem.code.into(),
-            reason: problem.sentence.clone(),
-            at_ms: now_ms(),
-        };
-        seal_with(&self.key, &self.purpose(b'd', position), &dead.encode_to_vec())
-    }
-
     /// Associated data: a record opens only in this outbox, in its table, at its position.
     fn purpose(&self, table: u8, position: Position) -> Vec<u8> {
         let mut purpose = b"p2p-sync outbox record 1".to_vec();
@@ -448,75 +405,6 @@ impl Outbox {
         purpose.extend_from_slice(&position.sequence.to_be_bytes());
         purpose
     }
-}
-
-/// Positions that a group of changes takes out again: settled before they were ever written.
-fn removed(changes: &[Change]) -> std::collections::HashSet<Position> {
-    changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::Remove(position) | Change::Withdraw(position) | Change::Bury(position, ..) => Some(*position),
-            _ => None,
-        })
-        .collect()
-}
-
-fn open_database(folder: &Path) -> Result<Database, Problem> {
-    let file = folder.join("outbox.redb");
-    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create(&file);
-    opened.map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => Problem::new(
-            Code::DataDirectoryInUse,
-            format!(
-                "the outbox in {} is in use by another agent: stop it, or give this one an outbox_path of its own",
-                folder.display()
-            ),
-        ),
-        error => unreadable(folder, &error),
-    })
-}
-
-fn read_meta(database: &Database) -> Result<HashMap<String, Vec<u8>>, redb::Error> {
-    let write = database.begin_write()?;
-    let mut meta = HashMap::new();
-    {
-        let table = write.open_table(META)?;
-        for row in table.iter()? {
-            let (name, value) = row?;
-            meta.insert(name.value().to_owned(), value.value().to_vec());
-        }
-    }
-    write.abort()?;
-    Ok(meta)
-}
-
-fn check_format(folder: &Path, meta: &HashMap<String, Vec<u8>>) -> Result<(), Problem> {
-    let version = meta
-        .get("format_version")
-        .and_then(|bytes| bytes.as_slice().try_into().ok())
-        .map(u32::from_be_bytes);
-    match version {
-        None | Some(FORMAT_VERSION) => Ok(()),
-        Some(newer) => Err(Problem::new(
-            Code::OutboxUnreadable,
-            format!(
-                "the outbox in {} has format {newer}, this agent knows {FORMAT_VERSION}: run the newer agent again",
-                folder.display()
-            ),
-        )),
-    }
-}
-
-fn read_policies(bytes: &[u8]) -> Option<Policies> {
-    v1::Policies::decode(bytes).ok().map(Policies::from_wire)
-}
-
-fn read_uuid(meta: &HashMap<String, Vec<u8>>, name: &str) -> Option<Uuid> {
-    Uuid::from_slice(meta.get(name)?).ok()
-}
-
-fn read_number(meta: &HashMap<String, Vec<u8>>, name: &str) -> Option<u64> {
-    meta.get(name)?.as_slice().try_into().ok().map(u64::from_be_bytes)
 }
 
 fn key(position: Position) -> Key {
@@ -541,30 +429,9 @@ pub(crate) fn is_full(error: &redb::Error) -> bool {
     matches!(error, redb::Error::Io(io) if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
-fn damaged_record(position: Position) -> Problem {
+pub(crate) fn damaged_record(position: Position) -> Problem {
     Problem::new(
         Code::DamagedRecord,
         format!("the outbox's record {position} does not open: the disk may be failing; the rest goes on"),
-    )
-}
-
-fn unreadable(folder: &Path, error: &dyn std::error::Error) -> Problem {
-    Problem::new(
-        Code::OutboxUnreadable,
-        format!(
-            "the outbox in {} cannot be used: {error}; check the disk and the folder's rights",
-            folder.display()
-        ),
-    )
-}
-
-fn other_credential(folder: &Path) -> Problem {
-    Problem::new(
-        Code::OutboxUnreadable,
-        format!(
-            "the outbox in {} was made under another credential: put that one back until it is drained, or give this \
-             one an outbox_path of its own",
-            folder.display()
-        ),
     )
 }

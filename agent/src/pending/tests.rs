@@ -1,0 +1,276 @@
+use super::*;
+
+fn entry(sequence: u64, path: &str) -> Entry {
+    Entry {
+        position: Position {
+            incarnation: 1,
+            sequence,
+        },
+        operation_id: Uuid::from_u128(u128::from(sequence)),
+        path: path.into(),
+        every: false,
+        critical: false,
+        predecessor: None,
+        bytes: Bytes::from_static(b"0123456789"),
+        payload_bytes: 0,
+        spooled: true,
+    }
+}
+
+fn every(sequence: u64, predecessor: Option<u64>) -> Entry {
+    let predecessor = predecessor.map(|sequence| Position {
+        incarnation: 1,
+        sequence,
+    });
+    Entry {
+        every: true,
+        predecessor,
+        ..entry(sequence, "m/CHAT_MESSAGE")
+    }
+}
+
+fn sequences(flight: &Flight) -> Vec<u64> {
+    flight
+        .operations
+        .iter()
+        .map(|(position, _)| position.sequence)
+        .collect()
+}
+
+fn second(_: u32) -> Duration {
+    Duration::from_secs(1)
+}
+
+#[test]
+fn a_failed_message_is_tried_again_after_its_delay_and_in_order() {
+    let mut pending = Pending::new(100, true);
+    let now = Instant::now();
+    for sequence in 1..=3 {
+        pending.push(entry(sequence, &format!("m/{sequence}")), false);
+    }
+    let flight = pending.take_bulk(10).expect("three wait");
+    assert!(pending.take_bulk(10).is_none());
+    pending.put_back(&flight, now, second);
+    assert_eq!(pending.wake(now), Some(now + Duration::from_secs(1)));
+    assert!(pending.take_bulk(10).is_none());
+    assert_eq!(pending.wake(now + Duration::from_secs(1)), None);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("again")), [1, 2, 3]);
+}
+
+#[test]
+fn a_short_queue_is_not_conflated_and_a_backlog_is() {
+    let mut pending = Pending::new(100_000, true);
+    assert!(pending.push(entry(1, "m/a"), false).is_none());
+    assert!(pending.push(entry(2, "m/a"), false).is_none());
+    let backlog = CONFLATE_ABOVE_OPS as u64;
+    for sequence in 3..=backlog {
+        pending.push(entry(sequence, &format!("m/{sequence}")), false);
+    }
+    let replaced = pending.push(entry(backlog + 1, "m/a"), false).expect("conflated");
+    assert_eq!(replaced.position.sequence, 2);
+    let flight = pending.take_bulk(BATCH_OPS_MAX).expect("waits");
+    assert_eq!(
+        flight.withdrawn,
+        [SequenceRange {
+            incarnation: 1,
+            first: 2,
+            last: 2
+        }]
+    );
+}
+
+#[test]
+fn what_was_tried_or_is_kept_as_every_is_never_conflated() {
+    let mut pending = Pending::new(100_000, true);
+    pending.push(entry(1, "m/a"), false);
+    let tried = pending.take_bulk(1).expect("one");
+    pending.put_back(&tried, Instant::now(), |_| Duration::ZERO);
+    pending.wake(Instant::now());
+    for sequence in 2..=CONFLATE_ABOVE_OPS as u64 + 1 {
+        pending.push(every(sequence, None), false);
+    }
+    assert!(pending.push(entry(9000, "m/a"), false).is_none());
+    assert!(pending.push(every(9001, None), false).is_none());
+}
+
+#[test]
+fn memory_is_bounded_and_what_it_sheds_comes_back_from_disk_in_order() {
+    let mut pending = Pending::new(20, true);
+    for sequence in 1..=30 {
+        pending.push(entry(sequence, &format!("m/{sequence}")), false);
+    }
+    assert_eq!(pending.len(), 20);
+    assert!(pending.wants_backlog().is_none(), "memory is busy");
+    assert_eq!(
+        sequences(&pending.take_bulk(20).expect("live")),
+        (11..=30).collect::<Vec<_>>()
+    );
+    for sequence in 11..=30 {
+        pending.remove(Position {
+            incarnation: 1,
+            sequence,
+        });
+    }
+    let (from, to, room) = pending.wants_backlog().expect("room");
+    assert_eq!((from.sequence, to.sequence, room), (1, 10, 10));
+    for sequence in 1..=10 {
+        pending.push_backlog(entry(sequence, "m"));
+    }
+    pending.backlog_read_to(None);
+    assert_eq!(
+        sequences(&pending.take_bulk(20).expect("backlog")),
+        (1..=10).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_backlog_yields_to_the_live_and_is_not_starved() {
+    let mut pending = Pending::new(1000, true);
+    pending.push_backlog(entry(1, "m/old"));
+    let mut turns = Vec::new();
+    for sequence in 2..=6 {
+        pending.push(entry(sequence, &format!("m/{sequence}")), false);
+        turns.extend(sequences(&pending.take_bulk(1).expect("waits")));
+    }
+    assert_eq!(turns, [2, 3, 4, 1, 5]);
+}
+
+#[test]
+fn invariant_01_what_follows_an_operation_on_disk_makes_room_for_it() {
+    let mut pending = Pending::new(4, true);
+    pending.push(every(1, None), false);
+    for sequence in 2..=6 {
+        pending.push(every(sequence, Some(sequence - 1)), false);
+    }
+    assert!(
+        pending.wants_backlog().is_none(),
+        "memory is full of what cannot be sent yet"
+    );
+    let flight = pending.take_bulk(10).expect("bulk");
+    assert_eq!(sequences(&flight), [3, 4, 5, 6]);
+    for (position, _) in &flight.operations {
+        pending.retry(*position, Instant::now(), second);
+    }
+    let (from, to, room) = pending.wants_backlog().expect("room");
+    assert_eq!((from.sequence, to.sequence, room), (1, 6, 2));
+}
+
+#[test]
+fn invariant_12_critical_operations_are_left_to_the_disk_too_and_last() {
+    let mut pending = Pending::new(4, false);
+    for sequence in 1..=8 {
+        let critical = sequence != 6;
+        pending.push(
+            Entry {
+                critical,
+                ..entry(sequence, "m/a")
+            },
+            false,
+        );
+    }
+    assert_eq!(pending.len(), 4);
+    let flight = pending.take_critical().expect("critical");
+    assert_eq!(sequences(&flight), [4, 5, 7, 8]);
+}
+
+#[test]
+fn a_critical_operation_takes_its_waiting_predecessors_along() {
+    let mut pending = Pending::new(100, true);
+    pending.push(every(1, None), false);
+    pending.push(every(2, Some(1)), false);
+    pending.push(entry(3, "m/x"), false);
+    pending.push(
+        Entry {
+            critical: true,
+            ..every(4, Some(2))
+        },
+        false,
+    );
+    let flight = pending.take_critical().expect("critical");
+    assert_eq!(sequences(&flight), [1, 2, 4]);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("the rest")), [3]);
+}
+
+#[test]
+fn a_predecessor_in_flight_rides_along_and_is_put_back_by_the_flight_that_took_it() {
+    let mut pending = Pending::new(100, true);
+    let now = Instant::now();
+    pending.push(every(1, None), false);
+    let bulk = pending.take_bulk(10).expect("bulk");
+    pending.push(
+        Entry {
+            critical: true,
+            ..every(2, Some(1))
+        },
+        false,
+    );
+    let critical = pending.take_critical().expect("critical");
+    assert_eq!(sequences(&critical), [1, 2]);
+    pending.put_back(&critical, now, |_| Duration::ZERO);
+    pending.wake(now);
+    assert!(pending.take_bulk(10).is_none(), "still in the bulk flight");
+    pending.put_back(&bulk, now, |_| Duration::ZERO);
+    pending.wake(now);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("back")), [1]);
+}
+
+#[test]
+fn a_message_is_closed_before_it_grows_too_large() {
+    let mut pending = Pending::new(100, true);
+    let large = Bytes::from(vec![0; BATCH_BYTES_MAX / 3]);
+    for sequence in 1..=5 {
+        pending.push(
+            Entry {
+                bytes: large.clone(),
+                ..entry(sequence, &format!("m/{sequence}"))
+            },
+            false,
+        );
+    }
+    assert_eq!(sequences(&pending.take_bulk(10).expect("bulk")), [1, 2, 3]);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("bulk")), [4, 5]);
+}
+
+#[test]
+fn invariant_03_on_a_full_disk_an_operation_replaces_older_ones_and_never_itself() {
+    let mut pending = Pending::new(100, true);
+    let unspooled = |sequence| Entry {
+        spooled: false,
+        ..entry(sequence, "m/a")
+    };
+    assert!(pending.push(unspooled(1), true).is_none());
+    let replaced = pending.push(unspooled(2), true).expect("the older gives way");
+    assert_eq!(replaced.position.sequence, 1);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("the newer waits")), [2]);
+    assert!(
+        pending.push(unspooled(1), true).is_none(),
+        "what is on its way is not replaced, least of all by an older"
+    );
+}
+
+#[test]
+fn what_the_disk_holds_comes_back_even_while_memory_is_full_of_what_the_hub_holds_back() {
+    let mut pending = Pending::new(100, true);
+    let critical = |sequence| Entry {
+        critical: true,
+        ..entry(sequence, &format!("m/{sequence}"))
+    };
+    let at = |sequence| entry(sequence, "m/a").position;
+    pending.leave_to_disk(at(1), at(3));
+    for sequence in 4..=103 {
+        pending.push(critical(sequence), false);
+    }
+    let held_back = pending.take_critical().expect("a hundred wait");
+    pending.put_back(&held_back, Instant::now(), second);
+    let (from, to, room) = pending.wants_backlog().expect("a few have room");
+    assert_eq!((from, to), (at(1), at(3)));
+    assert!((3..=BACKLOG_OPS_MIN).contains(&room));
+    for sequence in 1..=3 {
+        pending.push_backlog(entry(sequence, &format!("m/{sequence}")));
+    }
+    pending.backlog_read_to(None);
+    for sequence in 104..=110 {
+        pending.push(critical(sequence), false);
+    }
+    assert_eq!(sequences(&pending.take_bulk(10).expect("they stayed")), [1, 2, 3]);
+}

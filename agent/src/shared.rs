@@ -1,0 +1,257 @@
+//! What the agent's threads share: the state between lanes, spooler and link, and how operations are settled.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use p2p_sync_proto::{Code, Policies, Position, Problem, v1};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::{
+    config::Config,
+    lanes::Lanes,
+    link::LinkState,
+    outbox::{Change, DeadLetter, Outbox, damaged_record},
+    pending::{Entry, Flight, Pending},
+    resend,
+    results::{OperationState, Results, Settled},
+    spooler::Alarm,
+};
+
+/// How soon an operation is sent again whose predecessor was not settled yet, first and longest.
+const NOT_YET_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// What all of the agent's threads share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) outbox_id: Uuid,
+    pub(crate) incarnation: u64,
+    pub(crate) oldest_incarnation: u64,
+    pub(crate) lanes: Lanes,
+    pub(crate) critical: Receiver<Entry>,
+    pub(crate) pending: Mutex<Pending>,
+    pub(crate) results: Results,
+    /// On their way to the spooler: one for each settled operation that is on disk, and what is rare.
+    pub(crate) changes: Mutex<Vec<Change>>,
+    pub(crate) alarm: Alarm,
+    pub(crate) critical_wake: Notify,
+    pub(crate) bulk_wake: Notify,
+    pub(crate) link: LinkState,
+    /// The link ends.
+    pub(crate) stopping: AtomicBool,
+    /// The link has ended: the spooler writes what is left and ends too.
+    pub(crate) finishing: AtomicBool,
+    pub(crate) stop_wake: Notify,
+    /// Someone waits for the outbox to be empty: nothing lingers.
+    pub(crate) flushing: AtomicBool,
+    pub(crate) outbox_bytes: AtomicU64,
+    pub(crate) outbox_operations: AtomicU64,
+    pub(crate) drained: (Mutex<()>, Condvar),
+    pub(crate) dead_letter_requests: (Sender<DeadLetterRequest>, Receiver<DeadLetterRequest>),
+}
+
+pub(crate) type DeadLetterRequest = (usize, Sender<Result<Vec<DeadLetter>, Problem>>);
+
+impl Shared {
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.finishing.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.lanes.disk_full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_disk_full(&self, full: bool) {
+        if self.lanes.disk_full.swap(full, Ordering::Relaxed) != full && full {
+            tracing::warn!("the outbox is full, or its disk is: `every` operations are refused with QUEUE_FULL");
+        }
+    }
+
+    pub(crate) fn release_spool_bytes(&self, bytes: usize) {
+        self.lanes.spool_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// How long bulk operations wait for others now.
+    pub(crate) fn linger(&self) -> Duration {
+        if self.flushing.load(Ordering::Relaxed) || self.is_stopping() {
+            Duration::ZERO
+        } else {
+            self.config.linger
+        }
+    }
+
+    /// The delay before the next attempt of something that failed `attempts` times.
+    pub(crate) fn delay(&self, attempts: u32) -> Duration {
+        resend::delay(attempts, self.config.retry_delay, fastrand::f64())
+    }
+
+    /// Takes critical operations out of their lane into what waits to be sent.
+    pub(crate) fn absorb_critical(&self) {
+        for entry in self.critical.try_iter() {
+            self.push(entry);
+        }
+    }
+
+    /// Queues an operation to be sent; settles the older one that it replaces, if any.
+    pub(crate) fn push(&self, entry: Entry) {
+        let is_disk_full = self.is_disk_full();
+        let replaced = self.pending().push(entry, is_disk_full);
+        if let Some(older) = replaced {
+            let settled = Settled::plain(OperationState::Superseded);
+            self.results.note(older.operation_id, older.position, settled);
+            // What a full disk never held is written as one with all that is withdrawn, when it can be.
+            if older.spooled || !is_disk_full {
+                self.change(Change::Withdraw(older.position));
+            }
+        }
+    }
+
+    pub(crate) fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self, change: Change) {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+    }
+
+    /// A record that does not open any more is kept as a dead letter and told to the hub as withdrawn.
+    pub(crate) fn set_aside_damaged(&self, position: Position) {
+        let problem = damaged_record(position);
+        tracing::error!("{problem}");
+        self.pending().withdraw(v1::SequenceRange {
+            incarnation: position.incarnation,
+            first: position.sequence,
+            last: position.sequence,
+        });
+        self.change(Change::Bury(position, prost::bytes::Bytes::new(), problem));
+    }
+
+    /// Takes the hub's policies over and keeps them for the next start.
+    pub(crate) fn take_policies(&self, policies: Policies) {
+        let differs = policies
+            .iter()
+            .zip(self.lanes.policies().iter())
+            .any(|(new, old)| new != old);
+        if differs {
+            tracing::info!(
+                version = policies.version,
+                "the hub's policies differ from those in force here: theirs hold"
+            );
+        }
+        self.lanes.set_policies(policies.clone());
+        self.change(Change::Policies(policies));
+    }
+
+    /// Settles what a message carried by what the hub answered.
+    pub(crate) fn answer(&self, flight: &Flight, reply: v1::BatchReply) {
+        let now = Instant::now();
+        let code = Code::try_from(reply.code).unwrap_or(Code::Internal);
+        if code != Code::None {
+            tracing::warn!(%code, reason = reply.message, "the hub did not decide a batch; it is sent again");
+            let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
+            self.pending()
+                .put_back(flight, now, |attempts| self.delay(attempts).max(at_least));
+            return;
+        }
+        let mut outcomes: HashMap<usize, v1::Outcome> = reply
+            .outcomes
+            .into_iter()
+            .map(|outcome| (outcome.index as usize, outcome))
+            .collect();
+        for (index, (position, _)) in flight.operations.iter().enumerate() {
+            match outcomes.remove(&index).map(settled_by) {
+                None => self.settle(*position, Settled::plain(OperationState::Applied)),
+                Some(Some(settled)) => self.settle(*position, settled),
+                Some(None) => self.pending().retry(*position, now, |attempts| {
+                    resend::delay(attempts, NOT_YET_DELAY, fastrand::f64())
+                }),
+            }
+        }
+        if !flight.withdrawn.is_empty() {
+            self.pending().withdrawn_told(&flight.withdrawn);
+            self.change(Change::WithdrawnTold(flight.withdrawn.clone()));
+        }
+        self.critical_wake.notify_one();
+        self.bulk_wake.notify_one();
+    }
+
+    fn settle(&self, position: Position, settled: Settled) {
+        // Gone already: another message that carried it was answered first.
+        let Some(entry) = self.pending().remove(position) else {
+            return;
+        };
+        if entry.every {
+            self.lanes.settled(&entry.path, position);
+        }
+        if self.config.debug {
+            tracing::info!(operation_id = %entry.operation_id, path = %entry.path, state = ?settled.state, "settled");
+        }
+        let change = match &settled.problem {
+            Some(problem) if settled.state == OperationState::Rejected => {
+                tracing::warn!(operation_id = %entry.operation_id, path = %entry.path, %problem, "the hub refused an operation");
+                Some(Change::Bury(position, entry.bytes, problem.clone()))
+            }
+            // What is not on disk yet is taken out by the spooler, should it be written after all.
+            _ => entry.spooled.then_some(Change::Remove(position)),
+        };
+        // Told before the record goes: who is killed in between is told again, never left without an answer.
+        self.results.note(entry.operation_id, position, settled);
+        if let Some(change) = change {
+            self.change(change);
+        }
+    }
+
+    /// Answers those who ask for dead letters; called by the thread that holds the outbox.
+    pub(crate) fn serve_requests(&self, outbox: &Outbox) {
+        for (letters_max, reply) in self.dead_letter_requests.1.try_iter() {
+            let letters = outbox.dead_letters(letters_max);
+            let _ = reply.send(letters.map_err(|error| Problem::new(Code::OutboxUnreadable, error.to_string())));
+        }
+    }
+
+    /// Notes the outbox's size, and tells those who wait for it to be empty.
+    pub(crate) fn report(&self, outbox: &Outbox) {
+        self.outbox_bytes.store(outbox.bytes(), Ordering::Relaxed);
+        self.outbox_operations.store(outbox.operations(), Ordering::Relaxed);
+        if self.is_drained() {
+            let _guard = self.drained.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.drained.1.notify_all();
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.lanes.spool_bytes.load(Ordering::Relaxed) == 0
+            && self.critical.is_empty()
+            && self.pending().is_drained()
+            && self.outbox_operations.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// What an outcome settles; `None`: not decided yet.
+fn settled_by(outcome: v1::Outcome) -> Option<Settled> {
+    let code = Code::try_from(outcome.code).unwrap_or(Code::Internal);
+    let problem = (code != Code::None).then(|| Problem::new(code, outcome.message));
+    let state = match v1::OutcomeState::try_from(outcome.state) {
+        // The hub has the path at this version or a newer one: that is what applied means.
+        Ok(v1::OutcomeState::Applied | v1::OutcomeState::Superseded) => OperationState::Applied,
+        Ok(v1::OutcomeState::Rejected) => OperationState::Rejected,
+        Ok(v1::OutcomeState::Limbo) => OperationState::Limbo,
+        Ok(v1::OutcomeState::NotYet) | Err(_) => return None,
+    };
+    Some(Settled { state, problem })
+}
