@@ -99,14 +99,14 @@ impl Agent {
         let mut pending = Pending::new(config.queue_ops_max, config.conflation);
         if let (Some(first), Some(last)) = (found.first, found.last) {
             tracing::info!(
-                operations = found.operations,
+                operations = outbox.operations(),
                 "the outbox holds operations of earlier starts"
             );
             pending.leave_to_disk(first, last);
         }
         found.withdrawn.into_iter().for_each(|range| pending.withdraw(range));
         let shared = Arc::new(Shared {
-            outbox_id: outbox.id(),
+            opening_id: outbox.opening_id(),
             incarnation: outbox.incarnation(),
             oldest_incarnation: found.first.map_or(outbox.incarnation(), |first| first.incarnation),
             lanes,

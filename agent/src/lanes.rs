@@ -20,8 +20,10 @@ use uuid::Uuid;
 
 use crate::pending::Entry;
 
-/// Payload bytes that may wait to be spooled.
+/// Bytes of operations that may wait to be spooled.
 const SPOOL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Counted for an operation beside its payload.
+const OPERATION_BYTES: usize = 256;
 /// Room in the spool lane that only critical operations may use: a burst of bulk leaves it free.
 const CRITICAL_ROOM_OPS: usize = 1024;
 
@@ -67,7 +69,7 @@ pub(crate) struct Lanes {
     policies: ArcSwap<Policies>,
     order: Mutex<Order>,
     spool_ops_max: usize,
-    /// Payload bytes waiting to be spooled.
+    /// Reserved by operations waiting to be spooled; 0 when none does.
     pub(crate) spool_bytes: AtomicUsize,
     /// The outbox takes nothing: at its bound, or the disk under it is full or failing.
     pub(crate) disk_full: AtomicBool,
@@ -162,11 +164,11 @@ impl Lanes {
                 "the outbox is full or its disk is: free space, or wait until the hub has caught up",
             ));
         }
-        let payload_bytes = submission.payload.map_or(0, str::len);
-        self.reserve(payload_bytes)?;
+        let reserved_bytes = OPERATION_BYTES + submission.payload.map_or(0, str::len);
+        self.reserve(reserved_bytes)?;
         let queued = self.enqueue(submission, policies.version, path.into(), every, critical, announce);
         if queued.is_err() {
-            self.spool_bytes.fetch_sub(payload_bytes, Ordering::Relaxed);
+            self.spool_bytes.fetch_sub(reserved_bytes, Ordering::Relaxed);
         }
         queued
     }
@@ -236,7 +238,7 @@ impl Lanes {
             critical,
             predecessor,
             bytes: Bytes::from(operation.encode_to_vec()),
-            payload_bytes: submission.payload.map_or(0, str::len),
+            reserved_bytes: OPERATION_BYTES + submission.payload.map_or(0, str::len),
             spooled: false,
         };
         let taken = Taken { operation_id, position };
@@ -385,7 +387,7 @@ mod tests {
             ..chat()
         };
         let taken = (0..1000).take_while(|_| lanes.take(&large, |_| ()).is_ok()).count();
-        assert_eq!(taken, SPOOL_BYTES_MAX / text.len());
+        assert_eq!(taken, SPOOL_BYTES_MAX / (OPERATION_BYTES + text.len()));
         assert_eq!(lanes.take(&large, |_| ()).expect_err("bounded").code, Code::QueueFull);
     }
 }

@@ -21,13 +21,13 @@ use uuid::Uuid;
 use crate::withdrawn::Withdrawn;
 
 /// Encoded bytes of all operations held here; beyond it the oldest are left to the disk.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A path's older operation gives way to a newer one only while this many wait: a short queue is no backlog.
 const CONFLATE_ABOVE_OPS: usize = 2048;
 /// So much of the backlog is in memory however crowded that is; the largest payloads take 16 MiB then.
 const BACKLOG_OPS_MIN: usize = 64;
-/// Of the operations on disk, so many of the oldest are read however full memory is.
-const OLDEST_OPS: usize = 64;
+/// An operation is tried without its predecessor having been seen to settle; a safety net.
+const FOLLOWER_DELAY: Duration = Duration::from_secs(5);
 /// Every so many bulk messages is one of the backlog while live operations wait too.
 const BACKLOG_SHARE: u32 = 4;
 
@@ -43,8 +43,8 @@ pub(crate) struct Entry {
     pub(crate) predecessor: Option<Position>,
     /// Canonical bytes.
     pub(crate) bytes: Bytes,
-    /// Of the payload alone, as it was counted when it was taken.
-    pub(crate) payload_bytes: usize,
+    /// What it counted for when it was taken.
+    pub(crate) reserved_bytes: usize,
     pub(crate) spooled: bool,
 }
 
@@ -53,6 +53,8 @@ struct Slot {
     entry: Entry,
     attempts: u32,
     stage: Stage,
+    /// The operation of its path that was the newest before it, to give way once this one is on disk.
+    replaces: Option<Position>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,8 @@ pub(crate) struct Pending {
     live: BTreeSet<Position>,
     backlog: BTreeSet<Position>,
     delayed: BTreeSet<(Instant, Position)>,
+    /// Which operation here names the key as its predecessor.
+    followers: HashMap<Position, Position>,
     /// The waiting operation of each `latest` path that a newer one may replace.
     newest: HashMap<Arc<str>, Position>,
     withdrawn: Withdrawn,
@@ -103,6 +107,7 @@ impl Pending {
             live: BTreeSet::new(),
             backlog: BTreeSet::new(),
             delayed: BTreeSet::new(),
+            followers: HashMap::new(),
             newest: HashMap::new(),
             withdrawn: Withdrawn::default(),
             withdrawn_in_flight: false,
@@ -132,8 +137,9 @@ impl Pending {
     /// Takes a new operation; gives back the older one of its path that it replaces, if a backlog waits or `crowded`.
     pub(crate) fn push(&mut self, entry: Entry, crowded: bool) -> Option<Entry> {
         let replaced = self.conflate(&entry, crowded);
+        let mut older = None;
         if !entry.every {
-            self.newest.insert(entry.path.clone(), entry.position);
+            older = self.newest.insert(entry.path.clone(), entry.position);
         }
         let queue = if entry.critical {
             &mut self.critical
@@ -141,28 +147,44 @@ impl Pending {
             &mut self.live
         };
         queue.insert(entry.position);
+        let position = entry.position;
         self.insert(entry);
+        if let Some(slot) = self.slots.get_mut(&position) {
+            slot.replaces = older;
+        }
         self.shed();
         replaced
     }
 
-    /// Takes an operation back from the disk.
-    pub(crate) fn push_backlog(&mut self, entry: Entry) {
-        if self.slots.contains_key(&entry.position) {
-            return;
+    /// Takes a page of operations back from the disk, which was read from `from` up to `next`, or to its end.
+    ///
+    /// One step, so that what is left to the disk meanwhile is never behind where it is read on.
+    pub(crate) fn take_back(&mut self, from: Position, page: Vec<Entry>, next: Option<Position>) {
+        self.on_disk = match (self.on_disk, next) {
+            (Some((before, to)), _) if before < from => Some((before, to)),
+            (Some((_, to)), Some(next)) if next <= to => Some((next, to)),
+            _ => None,
+        };
+        for entry in page {
+            if !self.slots.contains_key(&entry.position) {
+                self.backlog.insert(entry.position);
+                self.insert(entry);
+            }
         }
-        self.backlog.insert(entry.position);
-        self.insert(entry);
     }
 
     fn insert(&mut self, entry: Entry) {
         self.bytes += entry.bytes.len();
+        if let Some(predecessor) = entry.predecessor {
+            self.followers.insert(predecessor, entry.position);
+        }
         self.slots.insert(
             entry.position,
             Slot {
                 entry,
                 attempts: 0,
                 stage: Stage::Waiting,
+                replaces: None,
             },
         );
     }
@@ -174,8 +196,10 @@ impl Pending {
         }
         let older = *self.newest.get(&newer.path)?;
         let slot = self.slots.get(&older)?;
-        // What has been tried may have been applied: only its own answer settles it.
-        if slot.stage != Stage::Waiting || slot.attempts > 0 || older >= newer.position {
+        // What has been tried may have been applied: only its own answer settles it. What is on disk gives way to what
+        // is on disk alone: a kill would leave neither.
+        let is_untried = slot.stage == Stage::Waiting && slot.attempts == 0;
+        if !is_untried || older >= newer.position || (slot.entry.spooled && !newer.spooled) {
             return None;
         }
         let entry = self.remove(older)?;
@@ -200,11 +224,10 @@ impl Pending {
             // The backlog's newest goes first: its oldest are the next to be sent, and a few of them stay in any case.
             let backlog_max = self.backlog.len().saturating_sub(BACKLOG_OPS_MIN);
             let backlog = self.backlog.iter().rev().take(backlog_max).find(spooled);
+            // They come to the disk in their order: where the oldest is not there yet, none is, and none has to be looked at.
             let oldest = || {
-                self.live
-                    .iter()
-                    .find(spooled)
-                    .or_else(|| self.critical.iter().find(spooled))
+                let live = self.live.first().filter(spooled);
+                live.or_else(|| self.critical.first().filter(spooled))
             };
             let Some(position) = backlog.or_else(oldest).copied() else {
                 return;
@@ -227,17 +250,9 @@ impl Pending {
         let (from, to) = self.on_disk?;
         let room = (self.ops_max / 2).saturating_sub(self.slots.len());
         if self.slots.first_key_value().is_none_or(|(first, _)| from < *first) {
-            return Some((from, to, room.max(OLDEST_OPS)));
+            return Some((from, to, room.max(BACKLOG_OPS_MIN)));
         }
         (self.backlog.len() < BATCH_OPS_MAX && room > 0 && self.bytes < BYTES_MAX / 2).then_some((from, to, room))
-    }
-
-    /// Notes how far the disk was read: up to `next`, or to its end.
-    pub(crate) fn backlog_read_to(&mut self, next: Option<Position>) {
-        self.on_disk = match (self.on_disk, next) {
-            (Some((_, to)), Some(next)) if next <= to => Some((next, to)),
-            _ => None,
-        };
     }
 
     /// Takes the next critical message: what is there at once, together, with the unsettled predecessors of each path.
@@ -398,13 +413,9 @@ impl Pending {
         }
     }
 
-    /// Puts one operation back, to be tried again after its delay. One whose predecessor is on disk alone goes there
-    /// too: it can do nothing before that, and would keep it out of memory.
-    pub(crate) fn retry(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
-        if self.follows_the_disk(position) {
-            self.remove(position);
-            self.leave_to_disk(position, position);
-        } else if let Some(slot) = self.slots.get_mut(&position)
+    /// Puts one operation back, to be tried again after its delay.
+    fn retry(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
+        if let Some(slot) = self.slots.get_mut(&position)
             && slot.stage == Stage::InFlight
         {
             let until = now + delay(slot.attempts);
@@ -413,12 +424,38 @@ impl Pending {
         }
     }
 
-    fn follows_the_disk(&self, position: Position) -> bool {
+    /// Puts one operation back whose predecessor the hub has not settled. It is tried again as soon as that is settled;
+    /// if it is not here to be seen settling, after the delay. One whose predecessor is on disk alone goes there too,
+    /// for it would keep it out of memory.
+    pub(crate) fn not_yet(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
         let Some(Slot { entry, .. }) = self.slots.get(&position) else {
-            return false;
+            return;
         };
-        let on_disk_alone = |before| !self.slots.contains_key(&before) && self.is_on_disk(before);
-        entry.spooled && entry.predecessor.is_some_and(on_disk_alone)
+        let predecessor = entry.predecessor;
+        let is_here = predecessor.is_some_and(|before| self.slots.contains_key(&before));
+        let is_on_disk = !is_here && predecessor.is_some_and(|before| self.is_on_disk(before));
+        if is_on_disk && entry.spooled {
+            self.remove(position);
+            self.leave_to_disk(position, position);
+        } else if is_here || is_on_disk {
+            self.retry(position, now, |_| FOLLOWER_DELAY);
+        } else {
+            self.retry(position, now, delay);
+        }
+    }
+
+    /// Queues the delayed operations that follow one another on the path of one that goes.
+    fn release_followers(&mut self, mut position: Position) {
+        while let Some(&follower) = self.followers.get(&position)
+            && let Some(Slot {
+                stage: Stage::Delayed(until),
+                ..
+            }) = self.slots.get(&follower)
+        {
+            self.delayed.remove(&(*until, follower));
+            self.requeue(follower);
+            position = follower;
+        }
     }
 
     /// Forgets the delays: the link answers again.
@@ -457,6 +494,10 @@ impl Pending {
         self.unqueue(position);
         let entry = self.slots.remove(&position)?.entry;
         self.bytes -= entry.bytes.len();
+        if let Some(predecessor) = entry.predecessor {
+            self.followers.remove(&predecessor);
+        }
+        self.release_followers(position);
         if self.newest.get(&entry.path) == Some(&position) {
             self.newest.remove(&entry.path);
         }
@@ -478,12 +519,24 @@ impl Pending {
         self.slots.contains_key(&position)
     }
 
-    /// Notes that an operation is on disk; false when it is settled already.
-    pub(crate) fn mark_spooled(&mut self, position: Position) -> bool {
-        self.slots
-            .get_mut(&position)
-            .map(|slot| slot.entry.spooled = true)
-            .is_some()
+    /// Notes that an operation is on disk; false when it is settled already. What it may replace now is given back.
+    pub(crate) fn mark_spooled(&mut self, position: Position, crowded: bool) -> (bool, Option<Entry>) {
+        let Some(slot) = self.slots.get_mut(&position) else {
+            return (false, None);
+        };
+        slot.entry.spooled = true;
+        let Some(older) = slot.replaces.take() else {
+            return (true, None);
+        };
+        let newer = slot.entry.clone();
+        // As it was when the newer one came: the older is the newest of its path but for it.
+        let newest = self.newest.insert(newer.path.clone(), older);
+        let replaced = self.conflate(&newer, crowded);
+        match newest {
+            Some(newest) => self.newest.insert(newer.path, newest),
+            None => self.newest.remove(&newer.path),
+        };
+        (true, replaced)
     }
 
     /// Operations that are in memory alone, oldest first.

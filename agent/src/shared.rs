@@ -31,7 +31,7 @@ const NOT_YET_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration:
 /// What all of the agent's threads share.
 pub(crate) struct Shared {
     pub(crate) config: Config,
-    pub(crate) outbox_id: Uuid,
+    pub(crate) opening_id: Uuid,
     pub(crate) incarnation: u64,
     pub(crate) oldest_incarnation: u64,
     pub(crate) lanes: Lanes,
@@ -111,6 +111,18 @@ impl Shared {
     pub(crate) fn push(&self, entry: Entry) {
         let is_disk_full = self.is_disk_full();
         let replaced = self.pending().push(entry, is_disk_full);
+        self.superseded(replaced, is_disk_full);
+    }
+
+    /// Notes that an operation is on disk; false when it is settled already.
+    pub(crate) fn spooled(&self, position: Position) -> bool {
+        let is_disk_full = self.is_disk_full();
+        let (is_here, replaced) = self.pending().mark_spooled(position, is_disk_full);
+        self.superseded(replaced, is_disk_full);
+        is_here
+    }
+
+    fn superseded(&self, replaced: Option<Entry>, is_disk_full: bool) {
         if let Some(older) = replaced {
             let settled = Settled::plain(OperationState::Superseded);
             self.results.note(older.operation_id, older.position, settled);
@@ -164,9 +176,7 @@ impl Shared {
         if code != Code::None {
             tracing::warn!(%code, reason = reply.message, "the hub did not decide a batch; it is sent again");
             let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
-            self.pending()
-                .put_back(flight, now, |attempts| self.delay(attempts).max(at_least));
-            return;
+            return self.put_back(flight, at_least);
         }
         let mut outcomes: HashMap<usize, v1::Outcome> = reply
             .outcomes
@@ -177,7 +187,7 @@ impl Shared {
             match outcomes.remove(&index).map(settled_by) {
                 None => self.settle(*position, Settled::plain(OperationState::Applied)),
                 Some(Some(settled)) => self.settle(*position, settled),
-                Some(None) => self.pending().retry(*position, now, |attempts| {
+                Some(None) => self.pending().not_yet(*position, now, |attempts| {
                     resend::delay(attempts, NOT_YET_DELAY, fastrand::f64())
                 }),
             }
@@ -186,6 +196,15 @@ impl Shared {
             self.pending().withdrawn_told(&flight.withdrawn);
             self.change(Change::WithdrawnTold(flight.withdrawn.clone()));
         }
+        self.critical_wake.notify_one();
+        self.bulk_wake.notify_one();
+    }
+
+    /// Puts back what was not answered, to be sent again; after `at_least`, if the hub said so.
+    pub(crate) fn put_back(&self, flight: &Flight, at_least: Duration) {
+        let delay = |attempts| self.delay(attempts).max(at_least);
+        self.pending().put_back(flight, Instant::now(), delay);
+        // Whoever sleeps has to learn until when.
         self.critical_wake.notify_one();
         self.bulk_wake.notify_one();
     }

@@ -17,7 +17,7 @@ use prost::Message as _;
 
 use crate::{
     outbox::{Change, Outbox, Record, is_full},
-    pending::Entry,
+    pending::{BYTES_MAX, Entry},
     results::{OperationState, Settled},
     shared::Shared,
 };
@@ -32,6 +32,8 @@ const DISK_RETRY: Duration = Duration::from_millis(500);
 const REFILL_BELOW: f64 = 0.9;
 /// Records read back from disk at a time.
 const PAGE_RECORDS: usize = 1024;
+/// Of their sealed bytes.
+const PAGE_BYTES: u64 = BYTES_MAX as u64 / 4;
 
 /// Wakes the spooler, if it sleeps.
 #[derive(Default)]
@@ -152,7 +154,7 @@ impl Spooler {
         entries.retain(|entry| {
             let is_settled = entry.critical && !pending.contains(entry.position);
             if is_settled {
-                self.shared.release_spool_bytes(entry.payload_bytes);
+                self.shared.release_spool_bytes(entry.reserved_bytes);
             }
             !is_settled
         });
@@ -189,28 +191,37 @@ impl Spooler {
             return;
         }
         for mut entry in entries {
-            self.shared.release_spool_bytes(entry.payload_bytes);
+            let reserved_bytes = entry.reserved_bytes;
             entry.spooled = true;
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
-            if !entry.critical {
+            if entry.critical {
+                self.mark_spooled(entry.position);
+            } else {
                 self.shared.push(entry);
-            } else if !self.shared.pending().mark_spooled(entry.position) {
-                // Answered while it was written.
-                self.unwritten.push(Change::Remove(entry.position));
             }
+            // Last: whoever sees that nothing waits here has to see it there.
+            self.shared.release_spool_bytes(reserved_bytes);
         }
         self.shared.bulk_wake.notify_one();
+    }
+
+    fn mark_spooled(&mut self, position: Position) {
+        if !self.shared.spooled(position) {
+            // Answered while it was written.
+            self.unwritten.push(Change::Remove(position));
+        }
     }
 
     /// What no disk takes is sent from memory; there a `latest` operation takes the place of an older one of its path.
     fn keep_in_memory(&self, entries: Vec<Entry>) {
         self.shared.absorb_critical();
         for entry in entries {
-            self.shared.release_spool_bytes(entry.payload_bytes);
+            let reserved_bytes = entry.reserved_bytes;
             if !entry.critical {
                 self.shared.push(entry);
             }
+            self.shared.release_spool_bytes(reserved_bytes);
         }
         self.shared.bulk_wake.notify_one();
     }
@@ -239,7 +250,7 @@ impl Spooler {
 
     fn try_disk(&mut self) -> Result<(), Problem> {
         self.disk_tried = Instant::now();
-        self.outbox.reopen()?;
+        self.outbox.reopen().inspect_err(|_| self.outbox.give_up_reserve())?;
         let failed = |error: redb::Error| Problem::new(Code::DiskError, error.to_string());
         let changes = std::mem::take(&mut self.unwritten);
         if let Err(error) = self.outbox.commit(&changes) {
@@ -252,10 +263,12 @@ impl Spooler {
         self.read_backlog();
         #[allow(clippy::cast_precision_loss)]
         let is_roomy = (self.outbox.bytes() as f64) < self.shared.config.outbox_bytes_max as f64 * REFILL_BELOW;
-        if !is_roomy {
+        // At the end our own bounds no longer count: what is not written now is lost.
+        let is_last_chance = self.shared.is_finishing();
+        if !is_roomy && !is_last_chance {
             return Ok(());
         }
-        if self.outbox.make_reserve().is_err() {
+        if !is_last_chance && self.outbox.make_reserve().is_err() {
             if self.outbox.operations() > 0 {
                 return Ok(());
             }
@@ -270,12 +283,9 @@ impl Spooler {
         let changes: Vec<Change> = entries.iter().map(insertion).chain(withdrawn).collect();
         self.outbox.commit(&changes).map_err(failed)?;
         for entry in entries {
-            if self.shared.pending().mark_spooled(entry.position) {
-                let spooled = Settled::plain(OperationState::Spooled);
-                self.shared.results.note(entry.operation_id, entry.position, spooled);
-            } else {
-                self.unwritten.push(Change::Remove(entry.position));
-            }
+            let spooled = Settled::plain(OperationState::Spooled);
+            self.shared.results.note(entry.operation_id, entry.position, spooled);
+            self.mark_spooled(entry.position);
         }
         self.shared.set_disk_full(false);
         tracing::info!("the outbox can be written again");
@@ -287,32 +297,22 @@ impl Spooler {
         let Some((from, to, room)) = self.shared.pending().wants_backlog() else {
             return;
         };
-        let records_max = room.min(PAGE_RECORDS);
-        let page = match self.outbox.read(from, records_max) {
-            Ok(page) => page,
+        let (page, next) = match self.outbox.read(from, room.min(PAGE_RECORDS), PAGE_BYTES) {
+            Ok(read) => read,
             Err(error) => return tracing::error!(%error, "the outbox cannot be read"),
         };
-        let next = page
-            .last()
-            .filter(|_| page.len() == records_max)
-            .map(|(last, ..)| Position {
-                sequence: last.sequence + 1,
-                ..*last
-            });
-        for (position, _, record) in page {
-            if position > to {
-                break;
-            }
+        let mut entries = Vec::with_capacity(page.len());
+        for (position, _, record) in page.into_iter().take_while(|(position, ..)| *position <= to) {
             match record.and_then(|record| entry_of(position, record)) {
-                Some(entry) => {
-                    let spooled = Settled::plain(OperationState::Spooled);
-                    self.shared.results.note(entry.operation_id, position, spooled);
-                    self.shared.pending().push_backlog(entry);
-                }
+                Some(entry) => entries.push(entry),
                 None => self.shared.set_aside_damaged(position),
             }
         }
-        self.shared.pending().backlog_read_to(next);
+        for entry in &entries {
+            let spooled = Settled::plain(OperationState::Spooled);
+            self.shared.results.note(entry.operation_id, entry.position, spooled);
+        }
+        self.shared.pending().take_back(from, entries, next);
         self.shared.bulk_wake.notify_one();
     }
 }
@@ -337,7 +337,7 @@ fn entry_of(position: Position, record: Record) -> Option<Entry> {
         critical: false,
         predecessor: operation.predecessor.map(Into::into),
         bytes: record.operation,
-        payload_bytes: 0,
+        reserved_bytes: 0,
         spooled: true,
     })
 }

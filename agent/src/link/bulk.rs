@@ -29,16 +29,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut attempts = 0;
     while !shared.is_stopping() {
+        let began = Instant::now();
         let problem = match Session::open(&shared).await {
             Ok(session) => {
-                attempts = 0;
                 shared.pending().retry_now();
                 Stream::serve(&shared, session).await
             }
             Err(problem) => problem,
         };
         tracing::debug!("the bulk stream ended: {problem}");
-        attempts += 1;
+        attempts = super::attempts_after(&shared, attempts, began);
         super::pause(&shared, shared.delay(attempts)).await;
     }
 }
@@ -68,14 +68,14 @@ impl Stream<'_> {
             answered: Instant::now(),
             pace,
         };
-        let problem = match client.stream(ReceiverStream::new(outgoing)).await {
-            Ok(answers) => stream.exchange(answers.into_inner()).await,
-            Err(status) => problem_of(&status),
+        let opened = tokio::time::timeout(ANSWER_TIMEOUT, client.stream(ReceiverStream::new(outgoing))).await;
+        let problem = match opened {
+            Ok(Ok(answers)) => stream.exchange(answers.into_inner()).await,
+            Ok(Err(status)) => problem_of(&status),
+            Err(_) => problem_of(&tonic::Status::deadline_exceeded("")),
         };
         for (_, flight) in stream.flights.values() {
-            shared
-                .pending()
-                .put_back(flight, Instant::now(), |attempts| shared.delay(attempts));
+            shared.put_back(flight, Duration::ZERO);
         }
         problem
     }

@@ -31,20 +31,20 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut attempts = 0;
     while !shared.is_stopping() {
+        let began = Instant::now();
         let problem = match Session::open(&shared).await {
             Ok(session) => {
-                attempts = 0;
                 shared.link.up();
                 shared.pending().retry_now();
                 serve(&shared, session).await
             }
             Err(problem) => problem,
         };
+        attempts = super::attempts_after(&shared, attempts, began);
         if shared.is_stopping() {
             return;
         }
         shared.link.down(problem);
-        attempts += 1;
         super::pause(&shared, shared.delay(attempts)).await;
     }
 }
@@ -135,9 +135,7 @@ impl Call {
             }
             Err(failure) => {
                 let shared = &self.shared;
-                shared
-                    .pending()
-                    .put_back(&flight, Instant::now(), |attempts| shared.delay(attempts));
+                shared.put_back(&flight, Duration::ZERO);
                 shared.link.set_answers(false);
                 let silent_calls = self.silent.fetch_add(1, Ordering::Relaxed) + 1;
                 match failure {
@@ -163,7 +161,10 @@ impl Failure {
     fn of(status: &tonic::Status) -> Self {
         let problem = problem_of(status);
         match status.code() {
-            tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted => Self::Busy(problem),
+            // Our own deadline is told as a cancelled call.
+            tonic::Code::DeadlineExceeded | tonic::Code::Cancelled | tonic::Code::ResourceExhausted => {
+                Self::Busy(problem)
+            }
             _ => Self::Broken(problem),
         }
     }

@@ -145,3 +145,12 @@ async fn wait(wake: &tokio::sync::Notify, until: Option<std::time::Instant>) {
 async fn pause(shared: &Shared, delay: Duration) {
     let _ = tokio::time::timeout(delay, shared.stop_wake.notified()).await;
 }
+
+/// Attempts in a row that failed, after one more; a connection that lasted begins the count anew.
+fn attempts_after(shared: &Shared, attempts: u32, began: std::time::Instant) -> u32 {
+    if began.elapsed() > shared.config.retry_delay.1 {
+        1
+    } else {
+        attempts + 1
+    }
+}

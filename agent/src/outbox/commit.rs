@@ -71,7 +71,10 @@ impl<'t> Tables<'t> {
         let sealed = seal_with(&self.outbox.key, &purpose, &record.encode_to_vec());
         self.sizes.bytes += sealed.len() as u64;
         self.sizes.operations += 1;
-        self.operations.insert(key(position), sealed.as_slice())?;
+        if let Some(old) = self.operations.insert(key(position), sealed.as_slice())? {
+            self.sizes.bytes -= old.value().len() as u64;
+            self.sizes.operations -= 1;
+        }
         Ok(())
     }
 

@@ -4,10 +4,10 @@ use std::{collections::HashMap, path::Path};
 
 use p2p_sync_proto::{Code, Policies, Problem, v1};
 use prost::Message as _;
-use redb::{Database, ReadableTable as _};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 use uuid::Uuid;
 
-use super::META;
+use super::{META, OPERATIONS};
 
 /// Of the tables; an agent refuses a newer one and keeps it as it is.
 pub(super) const FORMAT_VERSION: u32 = 1;
@@ -41,6 +41,16 @@ pub(super) fn read_meta(database: &Database) -> Result<HashMap<String, Vec<u8>>,
     }
     write.abort()?;
     Ok(meta)
+}
+
+/// Whether operations lie in the file.
+pub(super) fn has_records(database: &Database) -> Result<bool, redb::Error> {
+    let read = database.begin_read()?;
+    match read.open_table(OPERATIONS) {
+        Ok(table) => Ok(!table.is_empty()?),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(super) fn check_format(folder: &Path, meta: &HashMap<String, Vec<u8>>) -> Result<(), Problem> {

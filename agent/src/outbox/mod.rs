@@ -26,8 +26,8 @@ mod commit;
 mod file;
 
 use file::{
-    FORMAT_VERSION, check_format, open_database, other_credential, read_meta, read_number, read_policies, read_uuid,
-    unreadable,
+    FORMAT_VERSION, check_format, has_records, open_database, other_credential, read_meta, read_number, read_policies,
+    read_uuid, unreadable,
 };
 
 type Key = (u64, u64);
@@ -39,6 +39,9 @@ const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_let
 /// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
 /// of a copy-on-write file needs pages too.
 const RESERVE_BYTES: usize = 2 * 1024 * 1024;
+/// Read at a time when the outbox is opened.
+const SURVEY_RECORDS: usize = 1024;
+const SURVEY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// One operation as it lies in the outbox.
 #[derive(Clone, PartialEq, Message)]
@@ -95,7 +98,6 @@ pub(crate) enum Change {
 /// What was found when the outbox was opened.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    pub(crate) operations: u64,
     pub(crate) first: Option<Position>,
     pub(crate) last: Option<Position>,
     /// The last unsettled operation of each path kept as `every`.
@@ -104,12 +106,17 @@ pub(crate) struct Found {
     pub(crate) policies: Option<Policies>,
 }
 
+/// Records as they were read, and where to read on.
+type Page = (Vec<(Position, u64, Option<Record>)>, Option<Position>);
+
 pub(crate) struct Outbox {
     folder: PathBuf,
     /// `None` after an I/O error, until it could be opened again.
     database: Option<Database>,
     key: SealKey,
+    /// Made with the outbox; its records open in no other.
     id: Uuid,
+    opening_id: Uuid,
     incarnation: u64,
     sizes: Sizes,
 }
@@ -128,6 +135,17 @@ impl Outbox {
     /// Opens the outbox in a folder, making it if there is none, and begins a new incarnation on disk.
     pub(crate) fn open(folder: &Path, credential: &Credential) -> Result<(Self, Found), Problem> {
         fs::create_dir_all(folder).map_err(|error| unreadable(folder, &error))?;
+        match Self::open_once(folder, credential) {
+            // A full disk may be all that is wrong: what is set aside is for that.
+            Err(problem) if problem.code == Code::OutboxUnreadable && fs::remove_file(reserve(folder)).is_ok() => {
+                tracing::warn!("{problem}: trying again with the space that was set aside");
+                Self::open_once(folder, credential)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_once(folder: &Path, credential: &Credential) -> Result<(Self, Found), Problem> {
         let database = open_database(folder)?;
         let meta = read_meta(&database).map_err(|error| unreadable(folder, &error))?;
         check_format(folder, &meta)?;
@@ -135,6 +153,9 @@ impl Outbox {
             (Some(id), Some(wrapped)) => {
                 let key = unwrap_key(&credential.wrapping_key(), wrapped).map_err(|_| other_credential(folder))?;
                 (id, key)
+            }
+            _ if has_records(&database).map_err(|error| unreadable(folder, &error))? => {
+                return Err(unreadable(folder, &io::Error::other("its data key is missing")));
             }
             _ => (Uuid::new_v4(), SealKey::generate()),
         };
@@ -146,6 +167,7 @@ impl Outbox {
             database: None,
             key,
             id,
+            opening_id: Uuid::new_v4(),
             incarnation,
             sizes: Sizes::default(),
         };
@@ -182,21 +204,17 @@ impl Outbox {
             policies: policies.and_then(|bytes| read_policies(&bytes)),
             ..Found::default()
         };
-        let mut from = Position {
+        let mut next = Some(Position {
             incarnation: 0,
             sequence: 0,
-        };
+        });
         let mut damaged = Vec::new();
-        loop {
-            let page = self
-                .read(from, 1024)
+        while let Some(from) = next {
+            let (page, read_on) = self
+                .read(from, SURVEY_RECORDS, SURVEY_BYTES)
                 .map_err(|error| unreadable(&self.folder, &error))?;
-            let Some(last) = page.last().map(|(position, ..)| *position) else {
-                break;
-            };
-            for (position, sealed_bytes, record) in page {
-                self.sizes.bytes += sealed_bytes;
-                self.sizes.operations += 1;
+            next = read_on;
+            for (position, _, record) in page {
                 let Some((record, operation)) = record.and_then(|record| {
                     let operation = Operation::decode(record.operation.clone()).ok()?;
                     Some((record, operation))
@@ -204,21 +222,14 @@ impl Outbox {
                     damaged.push(Change::Bury(position, Bytes::new(), damaged_record(position)));
                     continue;
                 };
-                found.operations += 1;
                 found.first.get_or_insert(position);
                 found.last = Some(position);
                 if record.every {
                     found.tails.insert(operation.path, position);
                 }
             }
-            from = Position {
-                sequence: last.sequence + 1,
-                ..last
-            };
         }
-        self.sizes.dead_letter_bytes = self
-            .dead_letter_bytes()
-            .map_err(|error| unreadable(&self.folder, &error))?;
+        self.recount().map_err(|error| unreadable(&self.folder, &error))?;
         found.withdrawn = self
             .read_withdrawn()
             .map_err(|error| unreadable(&self.folder, &error))?;
@@ -235,9 +246,10 @@ impl Outbox {
         Ok(found)
     }
 
-    /// Made with the outbox; tells two outboxes of one host apart.
-    pub(crate) fn id(&self) -> Uuid {
-        self.id
+    /// Drawn at this opening and written nowhere: copies of one outbox, which count the same incarnations, are told
+    /// apart by it.
+    pub(crate) fn opening_id(&self) -> Uuid {
+        self.opening_id
     }
 
     /// Grows each time the outbox is opened.
@@ -285,6 +297,8 @@ impl Outbox {
     pub(crate) fn reopen(&mut self) -> Result<(), Problem> {
         if self.database.is_none() {
             self.database = Some(open_database(&self.folder)?);
+            // Whether the failed commit reached the disk is not known.
+            self.recount().map_err(|error| unreadable(&self.folder, &error))?;
         }
         Ok(())
     }
@@ -292,12 +306,12 @@ impl Outbox {
     /// Gives up the space set aside, so that what is queued can drain.
     pub(crate) fn give_up_reserve(&self) {
         // Not there is as good as removed.
-        let _ = fs::remove_file(self.reserve());
+        let _ = fs::remove_file(reserve(&self.folder));
     }
 
     /// Sets the space aside again; an error while the disk is still full.
     pub(crate) fn make_reserve(&self) -> io::Result<()> {
-        let path = self.reserve();
+        let path = reserve(&self.folder);
         if path.metadata().is_ok_and(|file| file.len() == RESERVE_BYTES as u64) {
             return Ok(());
         }
@@ -318,36 +332,39 @@ impl Outbox {
         }
     }
 
-    fn reserve(&self) -> PathBuf {
-        self.folder.join("outbox.reserve")
-    }
-
-    /// Reads records from a position on, in order: position, sealed size, and the record unless it is damaged.
-    pub(crate) fn read(
-        &self,
-        from: Position,
-        records_max: usize,
-    ) -> Result<Vec<(Position, u64, Option<Record>)>, redb::Error> {
+    /// Reads records from a position on, in order: position, sealed size, and the record unless it is damaged; and where
+    /// to read on, if there may be more than so many, or so many bytes.
+    pub(crate) fn read(&self, from: Position, records_max: usize, bytes_max: u64) -> Result<Page, redb::Error> {
         let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
         let table = read.open_table(OPERATIONS)?;
-        let mut page = Vec::new();
-        for row in table.range(key(from)..)?.take(records_max) {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        for row in table.range(key(from)..)? {
             let (position, sealed) = row?;
             let position = at(position.value());
+            if page.len() >= records_max || bytes >= bytes_max {
+                return Ok((page, Some(position)));
+            }
             let opened = open_with(&self.key, &self.purpose(b'o', position), sealed.value()).ok();
             let record = opened.and_then(|plain| Record::decode(plain.as_slice()).ok());
+            bytes += sealed.value().len() as u64;
             page.push((position, sealed.value().len() as u64, record));
         }
-        Ok(page)
+        Ok((page, None))
     }
 
-    fn dead_letter_bytes(&self) -> Result<u64, redb::Error> {
+    /// Counts what lies in the tables.
+    fn recount(&mut self) -> Result<(), redb::Error> {
         let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
-        let mut bytes = 0;
-        for row in read.open_table(DEAD_LETTERS)?.iter()? {
-            bytes += row?.1.value().len() as u64;
+        let mut sizes = Sizes::default();
+        for row in read.open_table(OPERATIONS)?.iter()? {
+            sizes.bytes += row?.1.value().len() as u64;
+            sizes.operations += 1;
         }
-        Ok(bytes)
+        for row in read.open_table(DEAD_LETTERS)?.iter()? {
+            sizes.dead_letter_bytes += row?.1.value().len() as u64;
+        }
+        self.sizes = sizes;
+        Ok(())
     }
 
     fn read_withdrawn(&self) -> Result<Vec<SequenceRange>, redb::Error> {
@@ -434,4 +451,8 @@ pub(crate) fn damaged_record(position: Position) -> Problem {
         Code::DamagedRecord,
         format!("the outbox's record {position} does not open: the disk may be failing; the rest goes on"),
     )
+}
+
+fn reserve(folder: &Path) -> PathBuf {
+    folder.join("outbox.reserve")
 }

@@ -12,7 +12,7 @@ fn entry(sequence: u64, path: &str) -> Entry {
         critical: false,
         predecessor: None,
         bytes: Bytes::from_static(b"0123456789"),
-        payload_bytes: 0,
+        reserved_bytes: 0,
         spooled: true,
     }
 }
@@ -100,7 +100,8 @@ fn memory_is_bounded_and_what_it_sheds_comes_back_from_disk_in_order() {
         pending.push(entry(sequence, &format!("m/{sequence}")), false);
     }
     assert_eq!(pending.len(), 20);
-    assert!(pending.wants_backlog().is_none(), "memory is busy");
+    let (_, _, room) = pending.wants_backlog().expect("the oldest is on disk");
+    assert_eq!(room, BACKLOG_OPS_MIN, "memory is busy");
     assert_eq!(
         sequences(&pending.take_bulk(20).expect("live")),
         (11..=30).collect::<Vec<_>>()
@@ -112,11 +113,8 @@ fn memory_is_bounded_and_what_it_sheds_comes_back_from_disk_in_order() {
         });
     }
     let (from, to, room) = pending.wants_backlog().expect("room");
-    assert_eq!((from.sequence, to.sequence, room), (1, 10, 10));
-    for sequence in 1..=10 {
-        pending.push_backlog(entry(sequence, "m"));
-    }
-    pending.backlog_read_to(None);
+    assert_eq!((from.sequence, to.sequence, room), (1, 10, BACKLOG_OPS_MIN));
+    pending.take_back(from, (1..=10).map(|sequence| entry(sequence, "m")).collect(), None);
     assert_eq!(
         sequences(&pending.take_bulk(20).expect("backlog")),
         (1..=10).collect::<Vec<_>>()
@@ -126,7 +124,7 @@ fn memory_is_bounded_and_what_it_sheds_comes_back_from_disk_in_order() {
 #[test]
 fn the_backlog_yields_to_the_live_and_is_not_starved() {
     let mut pending = Pending::new(1000, true);
-    pending.push_backlog(entry(1, "m/old"));
+    pending.take_back(entry(1, "m/old").position, vec![entry(1, "m/old")], None);
     let mut turns = Vec::new();
     for sequence in 2..=6 {
         pending.push(entry(sequence, &format!("m/{sequence}")), false);
@@ -142,17 +140,31 @@ fn invariant_01_what_follows_an_operation_on_disk_makes_room_for_it() {
     for sequence in 2..=6 {
         pending.push(every(sequence, Some(sequence - 1)), false);
     }
-    assert!(
-        pending.wants_backlog().is_none(),
-        "memory is full of what cannot be sent yet"
-    );
     let flight = pending.take_bulk(10).expect("bulk");
     assert_eq!(sequences(&flight), [3, 4, 5, 6]);
     for (position, _) in &flight.operations {
-        pending.retry(*position, Instant::now(), second);
+        pending.not_yet(*position, Instant::now(), second);
     }
-    let (from, to, room) = pending.wants_backlog().expect("room");
-    assert_eq!((from.sequence, to.sequence, room), (1, 6, 2));
+    assert_eq!(pending.len(), 0, "what follows the disk is left to it");
+    let (from, to, _) = pending.wants_backlog().expect("room");
+    assert_eq!((from.sequence, to.sequence), (1, 6));
+}
+
+#[test]
+fn what_came_before_its_predecessor_waits_until_that_is_settled_and_comes_with_its_own_followers() {
+    let mut pending = Pending::new(100, true);
+    let now = Instant::now();
+    pending.push(every(1, None), false);
+    let first = pending.take_bulk(10).expect("bulk");
+    pending.push(every(2, Some(1)), false);
+    pending.push(every(3, Some(2)), false);
+    for (position, _) in pending.take_bulk(10).expect("bulk").operations {
+        pending.not_yet(position, now, |_| Duration::ZERO);
+    }
+    pending.wake(now);
+    assert!(pending.take_bulk(10).is_none());
+    pending.remove(first.operations[0].0);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("released")), [2, 3]);
 }
 
 #[test]
@@ -265,12 +277,50 @@ fn what_the_disk_holds_comes_back_even_while_memory_is_full_of_what_the_hub_hold
     let (from, to, room) = pending.wants_backlog().expect("a few have room");
     assert_eq!((from, to), (at(1), at(3)));
     assert!((3..=BACKLOG_OPS_MIN).contains(&room));
-    for sequence in 1..=3 {
-        pending.push_backlog(entry(sequence, &format!("m/{sequence}")));
-    }
-    pending.backlog_read_to(None);
+    let page = (1..=3)
+        .map(|sequence| entry(sequence, &format!("m/{sequence}")))
+        .collect();
+    pending.take_back(from, page, None);
     for sequence in 104..=110 {
         pending.push(critical(sequence), false);
     }
     assert_eq!(sequences(&pending.take_bulk(10).expect("they stayed")), [1, 2, 3]);
+}
+
+#[test]
+fn what_is_on_disk_gives_way_only_to_what_is_on_disk() {
+    let mut pending = Pending::new(100, true);
+    pending.push(entry(1, "m/a"), false);
+    let newer = Entry {
+        spooled: false,
+        critical: true,
+        ..entry(2, "m/a")
+    };
+    assert!(pending.push(newer, true).is_none(), "a kill now would leave neither");
+    assert!(!pending.has_withdrawn());
+    let (is_here, replaced) = pending.mark_spooled(
+        Position {
+            incarnation: 1,
+            sequence: 2,
+        },
+        true,
+    );
+    assert!(is_here);
+    assert_eq!(replaced.expect("the older gives way").position.sequence, 1);
+    assert!(pending.has_withdrawn());
+}
+
+#[test]
+fn what_is_left_to_the_disk_while_it_is_read_is_not_forgotten() {
+    let mut pending = Pending::new(100, true);
+    let at = |sequence| Position {
+        incarnation: 1,
+        sequence,
+    };
+    pending.leave_to_disk(at(5), at(9));
+    let (from, ..) = pending.wants_backlog().expect("room");
+    pending.leave_to_disk(at(3), at(3));
+    pending.take_back(from, (5..=9).map(|sequence| entry(sequence, "m")).collect(), None);
+    let (from, ..) = pending.wants_backlog().expect("the earlier one is still there");
+    assert_eq!(from, at(3));
 }
