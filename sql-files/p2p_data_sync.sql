@@ -3,7 +3,7 @@
 \else
 \set embedding_dimensions 1536
 \endif
--- The hub's tables. PostgreSQL 14 or newer (tried with 16 to 18) with the extension pgvector.
+-- The hub's tables. PostgreSQL 16 to 18 with the extension pgvector.
 --
 --   psql -v ON_ERROR_STOP=1 -v embedding_dimensions=1536 -f p2p_data_sync.sql <database>
 --
@@ -64,7 +64,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.host_assignments (
     expires_at  timestamptz NOT NULL,
     backups     uuid[] NOT NULL DEFAULT '{}'
 );
-COMMENT ON TABLE p2p_sync.host_assignments IS 'Leases: which host writes which map, and until when';
+COMMENT ON TABLE p2p_sync.host_assignments IS
+    'Leases: which host writes which map, and until when. Not yet written by this version';
 COMMENT ON COLUMN p2p_sync.host_assignments.tenure IS 'Grows each time the map changes hands';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_metrics (
@@ -73,11 +74,12 @@ CREATE TABLE IF NOT EXISTS p2p_sync.host_metrics (
     metrics      jsonb NOT NULL,
     PRIMARY KEY (host_id, received_at)
 );
+COMMENT ON TABLE p2p_sync.host_metrics IS 'What hosts report of their load and links. Not yet written by this version';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.settled_sequences (
     host_id      uuid NOT NULL,
     incarnation  bigint NOT NULL,
-    outbox_id    uuid,
+    opening_id    uuid,
     settled      int8multirange NOT NULL DEFAULT '{}',
     opened_at    timestamptz NOT NULL DEFAULT now(),
     closed       boolean NOT NULL DEFAULT false,
@@ -123,7 +125,7 @@ CREATE TABLE IF NOT EXISTS p2p_sync.states (
 CREATE INDEX IF NOT EXISTS states_by_stream ON p2p_sync.states (stream, stream_sequence);
 CREATE INDEX IF NOT EXISTS states_tombstones ON p2p_sync.states (received_at) WHERE deleted;
 COMMENT ON TABLE p2p_sync.states IS 'The newest version of each path';
-COMMENT ON COLUMN p2p_sync.states.tenure IS 'Versions compare as (tenure, incarnation, sequence), never by a clock';
+COMMENT ON COLUMN p2p_sync.states.tenure IS 'A higher tenure wins; within one, a host''s own (incarnation, sequence), and between hosts who comes last. Never a clock';
 COMMENT ON COLUMN p2p_sync.states.deleted IS 'A tombstone: what is older than it stays away. Purged after its retention';
 COMMENT ON COLUMN p2p_sync.states.logged_at IS 'When an operation of this path was last logged, for types that are sampled';
 COMMENT ON COLUMN p2p_sync.states.hub_edit IS
@@ -190,7 +192,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.limbo_operations (
     received_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (host_id, incarnation, sequence)
 );
-COMMENT ON TABLE p2p_sync.limbo_operations IS 'What came under a tenure that had passed, until an operator merges or discards it';
+COMMENT ON TABLE p2p_sync.limbo_operations IS
+    'What came under a tenure that had passed, until an operator merges or discards it. Not yet written by this version';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.presence (
     char_id     bigint PRIMARY KEY,
@@ -200,7 +203,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.presence (
     tenure      bigint NOT NULL,
     entered_at  timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE p2p_sync.presence IS 'Which one map a character is on, and which host writes it';
+COMMENT ON TABLE p2p_sync.presence IS
+    'Which one map a character is on, and which host writes it. Not yet written by this version';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
     validation_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -213,7 +217,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
     received_at    timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS security_validations_by_host ON p2p_sync.security_validations (host_id, received_at);
-COMMENT ON TABLE p2p_sync.security_validations IS 'What was found against a host, and by which rule';
+COMMENT ON TABLE p2p_sync.security_validations IS
+    'What was found against a host, and by which rule. Not yet written by this version';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.cache (
     owner       text COLLATE "C" NOT NULL,
@@ -222,6 +227,7 @@ CREATE TABLE IF NOT EXISTS p2p_sync.cache (
     expires_at  timestamptz,
     PRIMARY KEY (owner, key)
 );
+COMMENT ON TABLE p2p_sync.cache IS 'What hosts cache, each in a key space of its own. Not yet written by this version';
 COMMENT ON COLUMN p2p_sync.cache.owner IS 'A host id, or ''shared'' for the operator''s own, which hosts may only read';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.embeddings (
@@ -234,6 +240,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.embeddings (
     embedded_at  timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS embeddings_by_cosine ON p2p_sync.embeddings USING hnsw (embedding vector_cosine_ops);
+COMMENT ON TABLE p2p_sync.embeddings IS
+    'Texts of operations with their vectors, searched by cosine. Not yet written by this version';
 
 -- The rows of hot single-row updates are rewritten all the time: cleaned up early, the tables stay in a few pages.
 ALTER TABLE p2p_sync.settled_sequences SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
@@ -422,13 +430,17 @@ BEGIN
     SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;
 
     -- With the streams locked, what this statement reads of their states is what it writes over.
+    -- Incarnations are counted by each host's own outbox and order the operations of that host alone. Until leases give each
+    -- writer a tenure of its own, hosts that write one path share a tenure, and among them the one that comes last wins.
+    -- An edit that was seen but is not there is as wrong as one that is there but was not seen.
     WITH decided AS MATERIALIZED (
         SELECT *, newer AND NOT conflicts AND row_number() OVER (
                 PARTITION BY path ORDER BY newer AND NOT conflicts DESC, tenure DESC, sequence DESC) = 1 AS is_newest
             FROM (
                 SELECT o.*, v_heads[o.stream_of] - o.stream_back AS number,
-                        coalesce(s.hub_edit > o.hub_edit_seen, false) AS conflicts,
-                        coalesce((o.tenure, p_incarnation, o.sequence) > (s.tenure, s.incarnation, s.sequence), true) AS newer,
+                        coalesce(s.hub_edit <> o.hub_edit_seen, false) AS conflicts,
+                        coalesce(o.tenure > s.tenure OR o.tenure = s.tenure AND (
+                            s.host_id <> p_host OR (p_incarnation, o.sequence) > (s.incarnation, s.sequence)), true) AS newer,
                         o.log_seconds = 0
                             OR coalesce(s.logged_at, '-infinity') <= now() - make_interval(secs => o.log_seconds) AS log_is_due
                     FROM unnest(p_sequences, p_stream_of, p_stream_back, p_operation_ids, p_tenures, p_paths, p_data_types,
@@ -436,7 +448,7 @@ BEGIN
                             p_payloads)
                         AS o(sequence, stream_of, stream_back, operation_id, tenure, path, data_type, keeps_every,
                             log_seconds, deleted, account_id, map, hub_edit_seen, made_at_ms, payload)
-                    LEFT JOIN LATERAL (SELECT hub_edit, tenure, incarnation, sequence, logged_at
+                    LEFT JOIN LATERAL (SELECT hub_edit, host_id, tenure, incarnation, sequence, logged_at
                         FROM p2p_sync.states WHERE states.path = o.path LIMIT 1) AS s ON true
                     WHERE v_new @> o.sequence
             ) AS compared

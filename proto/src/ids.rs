@@ -27,6 +27,17 @@ pub struct Position {
     pub sequence: u64,
 }
 
+impl Position {
+    /// The version of an operation at this position, made under `tenure`.
+    pub fn version(self, tenure: u64) -> v1::Version {
+        v1::Version {
+            tenure,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+        }
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.incarnation, self.sequence)

@@ -74,21 +74,15 @@ fn describe(error: &serde_json::Error) -> Problem {
         );
         return Problem::new(Code::BadText, sentence);
     }
-    if text.contains("number out of range") {
-        let sentence = format!(
-            "a number at line {} column {} is too large: send it as a string",
-            error.line(),
-            error.column()
-        );
-        return Problem::new(Code::NumberOutOfRange, sentence);
-    }
     Problem::new(Code::InvalidJson, format!("the payload is not valid JSON: {text}"))
 }
 
-/// A number is bounded as it is written: what parses to the same float may still be a megabyte of digits.
+/// A number is bounded as it is written, and as a decimal column writes it out: what parses to the same float may still be
+/// a megabyte of digits, and four bytes with an exponent hundreds of them when they are read back.
 fn check_numbers(text: &str) -> Result<(), Problem> {
-    let (mut in_string, mut escaped, mut run) = (false, false, 0_usize);
-    for (at, byte) in text.bytes().enumerate() {
+    let (mut in_string, mut escaped, mut number) = (false, false, None);
+    // One byte more than there is ends a number that ends the text.
+    for (at, byte) in text.bytes().chain([b' ']).enumerate() {
         if in_string {
             match byte {
                 _ if escaped => escaped = false,
@@ -99,19 +93,36 @@ fn check_numbers(text: &str) -> Result<(), Problem> {
             continue;
         }
         in_string = byte == b'"';
-        run = if byte.is_ascii_digit() || b"+-.eE".contains(&byte) {
-            run + 1
-        } else {
-            0
-        };
-        if run > JSON_NUMBER_BYTES_MAX {
+        if byte.is_ascii_digit() || b"+-.eE".contains(&byte) {
+            number.get_or_insert(at);
+        } else if let Some(first) = number.take()
+            && plain_bytes(&text[first..at]) > JSON_NUMBER_BYTES_MAX
+        {
             return Err(Problem::new(
                 Code::NumberOutOfRange,
-                format!("a number near byte {at} has more than {JSON_NUMBER_BYTES_MAX} digits; send it as a string"),
+                format!("a number at byte {first} has more than {JSON_NUMBER_BYTES_MAX} digits; send it as a string"),
             ));
         }
     }
     Ok(())
+}
+
+/// Bytes of a number as it is written or without its exponent, whichever is more. What is no number is the parser's to
+/// tell.
+fn plain_bytes(number: &str) -> usize {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    // Only an exponent of many digits is out of range here.
+    let exponent: i64 = exponent
+        .parse()
+        .unwrap_or(if exponent.len() > 18 { i64::MAX } else { 0 });
+    let shift = usize::try_from(exponent.unsigned_abs()).unwrap_or(usize::MAX);
+    let (whole, fraction) = if exponent < 0 {
+        (whole.len(), fraction.len().saturating_add(shift))
+    } else {
+        (whole.len().saturating_add(shift), fraction.len().saturating_sub(shift))
+    };
+    number.len().max(whole.saturating_add(fraction).saturating_add(1))
 }
 
 #[derive(Default)]
@@ -308,6 +319,18 @@ mod tests {
         assert_eq!(code("[1e999]"), Code::NumberOutOfRange);
         assert_eq!(code(&format!("[{}]", "9".repeat(65))), Code::NumberOutOfRange);
         assert!(check(&format!("[\"{}\"]", "9".repeat(1000))).is_ok());
-        assert!(check("[-1.5e300, 18446744073709551615]").is_ok());
+        for long in [
+            "1e308",
+            "1e999",
+            "-1.5e300",
+            "1e-308",
+            "1E+64",
+            "1e-99999999999999999999",
+        ] {
+            assert_eq!(code(&format!("{{\"n\":{long}}}")), Code::NumberOutOfRange, "{long}");
+            assert_eq!(code(long), Code::NumberOutOfRange, "{long}");
+        }
+        assert!(check("[-1.5e30, 1e-7, 1E+60, 0.5, 1e0, 18446744073709551615, true, \"1e308\"]").is_ok());
+        assert_eq!(code("[1e]"), Code::InvalidJson);
     }
 }

@@ -29,5 +29,7 @@ pub mod v1 {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-/// The protocol this build speaks; a hub serves it and the two before it.
+/// The protocol this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
+/// The versions before its own that a hub serves too.
+pub const OLDER_VERSIONS_SERVED: u32 = 2;

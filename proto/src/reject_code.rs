@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::limits::REASON_BYTES_MAX;
 pub use crate::v1::RejectCode as Code;
 
 impl Code {
@@ -43,5 +44,29 @@ impl Problem {
             code,
             sentence: sentence.into(),
         }
+    }
+
+    /// The same, its sentence cut between characters to [`REASON_BYTES_MAX`], what one outcome may say.
+    #[must_use]
+    pub fn shortened(mut self) -> Self {
+        self.sentence
+            .truncate(self.sentence.floor_char_boundary(REASON_BYTES_MAX));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_sentence_is_cut_between_characters() {
+        let problem = |sentence: &str| Problem::new(Code::Internal, sentence).shortened().sentence;
+        assert_eq!(problem(&"é".repeat(300)), "é".repeat(256));
+        assert_eq!(
+            problem(&format!("x{}", "é".repeat(300))),
+            format!("x{}", "é".repeat(255))
+        );
+        assert_eq!(problem("short"), "short");
     }
 }

@@ -10,6 +10,9 @@ use crate::reject_code::{Code, Problem};
 /// What the environment's names begin with.
 pub const ENVIRONMENT_PREFIX: &str = "P2P_SYNC_";
 
+/// Of an unknown key; the longest known one has 29.
+const NAME_BYTES_SHOWN_MAX: usize = 40;
+
 /// One key a file may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -17,6 +20,13 @@ pub struct Key {
     pub name: &'static str,
     /// What holds when the file does not say.
     pub default: &'static str,
+}
+
+impl Key {
+    /// A key with its default.
+    pub const fn new(name: &'static str, default: &'static str) -> Self {
+        Self { name, default }
+    }
 }
 
 /// Values as they were written, with where they came from, and the mistakes found so far.
@@ -84,15 +94,18 @@ impl Settings {
         };
         let (name, value) = (name.trim(), value.trim());
         let Some(key) = keys.iter().find(|key| key.name == name) else {
-            let shown: String = name.chars().take(64).collect();
+            // A long text is no mistyped key but may be a pasted secret: it is not shown.
+            let shown = if name.len() <= NAME_BYTES_SHOWN_MAX {
+                name
+            } else {
+                "(a long text)"
+            };
             let hint = match nearest(name, keys.iter().map(|key| key.name)) {
                 Some(known) => format!("did you mean {known}?"),
                 None => "remove it".to_owned(),
             };
-            return self.problems.push(Problem::new(
-                Code::UnknownKey,
-                format!("line {line}: unknown key {shown}; {hint}"),
-            ));
+            let sentence = format!("line {line}: unknown key {shown}; {hint}");
+            return self.problems.push(Problem::new(Code::UnknownKey, sentence));
         };
         let value = Value {
             text: value.to_owned(),
@@ -208,18 +221,9 @@ mod tests {
     use super::*;
 
     const KEYS: [Key; 3] = [
-        Key {
-            name: "max_queue_size",
-            default: "10000",
-        },
-        Key {
-            name: "debug_mode",
-            default: "no",
-        },
-        Key {
-            name: "endpoint",
-            default: "",
-        },
+        Key::new("max_queue_size", "10000"),
+        Key::new("debug_mode", "no"),
+        Key::new("endpoint", ""),
     ];
 
     fn read(text: &str) -> Settings {

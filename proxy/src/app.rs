@@ -10,15 +10,15 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tonic::{
-    server::NamedService,
     service::{Routes, RoutesBuilder},
     transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_reflection::server::Builder;
 
 use crate::{
     cache::Cache,
-    config::{Admission, Config, Database},
+    config::{Admission, Config},
     ingress::Ingress,
     keyring::Keyring,
     listener::connections,
@@ -26,7 +26,7 @@ use crate::{
     pipeline::{Hub, READS_MAX, Writes},
     publish::Publisher,
     redis_client,
-    store::{Claim, Store},
+    store::{Claim, Connection, Store},
     validate::types_file::Rules,
 };
 
@@ -65,9 +65,9 @@ impl App {
 
     async fn build_with(config: &Config, rules: Rules) -> Result<Self, Problem> {
         let listener = bind(config.listen).await?;
-        let store = Store::connect(&config.store()).await?;
+        let store = Store::connect(&config.store).await?;
         // After the database, whose folder it may lie in.
-        let keyring = load_keyring(&config.database, &config.keyring_file)?;
+        let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
         let timeline = store.timeline().await?;
         let (cache, publisher, claim) = match &config.redis {
             None => (
@@ -185,10 +185,10 @@ fn failed(error: &tonic::transport::Error) -> Problem {
 }
 
 /// The master keys; with an embedded database a first one is made where there is none.
-pub(crate) fn load_keyring(database: &Database, file: &Path) -> Result<Keyring, Problem> {
-    match database {
-        Database::Embedded(_) => Keyring::load_or_create(file),
-        Database::Server(_) => Keyring::load(file),
+pub(crate) fn load_keyring(connection: &Connection, file: &Path) -> Result<Keyring, Problem> {
+    match connection {
+        Connection::Embedded(_) => Keyring::load_or_create(file),
+        Connection::Url(_) => Keyring::load(file),
     }
 }
 
@@ -216,8 +216,12 @@ fn server(admission: &Admission) -> Server {
 }
 
 fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {
+    // The protos also describe what this version does not serve: only what is served is listed.
     let builder = || {
-        tonic_reflection::server::Builder::configure()
+        Ingress::SERVICES
+            .into_iter()
+            .chain(["grpc.health.v1.Health"])
+            .fold(Builder::configure(), Builder::with_service_name)
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
@@ -263,13 +267,8 @@ async fn probe(hub: Arc<Hub>, health: HealthReporter) {
 }
 
 async fn report(health: &HealthReporter, status: ServingStatus) {
-    for service in [
-        "",
-        v1::session_server::SessionServer::<Ingress>::NAME,
-        v1::critical_server::CriticalServer::<Ingress>::NAME,
-        v1::bulk_server::BulkServer::<Ingress>::NAME,
-        v1::pull_server::PullServer::<Ingress>::NAME,
-    ] {
+    // The empty name stands for the whole server.
+    for service in [""].into_iter().chain(Ingress::SERVICES) {
         health.set_service_status(service, status).await;
     }
 }

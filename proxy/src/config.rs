@@ -1,7 +1,6 @@
 //! The proxy's settings: what was asked (a file, the environment, the command line), resolved into what is meant.
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -11,60 +10,44 @@ use p2p_sync_proto::{
     Code, Problem,
     settings::{Key, Problems, Settings},
 };
-use zeroize::Zeroizing;
 
-use crate::store::{Connection, StoreConfig};
+use crate::{
+    secret::Secret,
+    store::{Connection, StoreConfig, parse_url},
+};
+
+/// The file that the program reads where its command names none and this one is there; from the current folder.
+pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
 pub const KEYS: [Key; 26] = [
-    key("bind_address", "127.0.0.1"),
-    key("port", "50051"),
-    key("allow_insecure", "no"),
-    key("max_connections", "1024"),
-    key("max_streams_per_connection", "64"),
-    key("request_timeout_ms", "30000"),
-    key("pg_connection_string", ""),
-    key("embedded_data_dir", "p2p-sync-data"),
-    key("pg_pool_size_critical", "4"),
-    key("pg_pool_size_bulk", "4"),
-    key("statement_timeout_critical_ms", "2000"),
-    key("statement_timeout_bulk_ms", "30000"),
-    key("embedding_dimensions", "1536"),
-    key("log_retention_days", "30"),
-    key("tombstone_retention_days", "90"),
-    key("redis_host", ""),
-    key("redis_port", "6379"),
-    key("redis_password", ""),
-    key("redis_db", "0"),
-    key("redis_prefix", "p2p_sync"),
-    key("cache_expiry_seconds", "60"),
-    key("cache_entries_max", "50000"),
-    key("keyring_file", ""),
-    key("types_file", ""),
-    key("log_level", "info"),
-    key("log_format", "text"),
+    Key::new("bind_address", "127.0.0.1"),
+    Key::new("port", "50051"),
+    Key::new("allow_insecure", "no"),
+    Key::new("max_connections", "1024"),
+    Key::new("max_streams_per_connection", "64"),
+    Key::new("request_timeout_ms", "30000"),
+    Key::new("pg_connection_string", ""),
+    Key::new("embedded_data_dir", "p2p-sync-data"),
+    Key::new("pg_pool_size_critical", "4"),
+    Key::new("pg_pool_size_bulk", "4"),
+    Key::new("statement_timeout_critical_ms", "2000"),
+    Key::new("statement_timeout_bulk_ms", "30000"),
+    Key::new("embedding_dimensions", "1536"),
+    Key::new("log_retention_days", "30"),
+    Key::new("tombstone_retention_days", "90"),
+    Key::new("redis_host", ""),
+    Key::new("redis_port", "6379"),
+    Key::new("redis_password", ""),
+    Key::new("redis_db", "0"),
+    Key::new("redis_prefix", "p2p_sync"),
+    Key::new("cache_expiry_seconds", "60"),
+    Key::new("cache_entries_max", "50000"),
+    Key::new("keyring_file", ""),
+    Key::new("types_file", ""),
+    Key::new("log_level", "info"),
+    Key::new("log_format", "text"),
 ];
-
-const fn key(name: &'static str, default: &'static str) -> Key {
-    Key { name, default }
-}
-
-/// A text that no log and no error shows; cleared when dropped.
-#[derive(Clone, Default)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// The text itself, for whom it is meant.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
 
 /// What the command line says beyond the file.
 #[derive(Clone, Debug, Default)]
@@ -82,10 +65,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What is let in.
     pub admission: Admission,
-    /// Which database.
-    pub database: Database,
-    /// Connections to it, and how long what is in it is kept.
-    pub storage: Storage,
+    /// Which database, and how it is used.
+    pub store: StoreConfig,
     /// Absent: cache and publishing live inside the process.
     pub redis: Option<Redis>,
     /// The cache's bounds.
@@ -107,34 +88,6 @@ pub struct Admission {
     pub streams_per_connection_max: u32,
     /// How long a call may take.
     pub request_timeout: Duration,
-}
-
-/// Where the data is.
-#[derive(Clone, Debug)]
-pub enum Database {
-    /// A Postgres server, by its connection string.
-    Server(Secret),
-    /// Postgres inside the process, on this folder.
-    Embedded(PathBuf),
-}
-
-/// How the database is used.
-#[derive(Clone, Copy, Debug)]
-pub struct Storage {
-    /// Connections for operations that are waited for.
-    pub critical_connections: usize,
-    /// Connections for batches and for reading.
-    pub bulk_connections: usize,
-    /// Of one statement in the critical pool, milliseconds.
-    pub critical_statement_timeout_ms: u32,
-    /// Of one statement in the bulk pool, milliseconds.
-    pub bulk_statement_timeout_ms: u32,
-    /// Numbers in one embedding.
-    pub embedding_dimensions: u32,
-    /// How long the log is kept, days.
-    pub log_retention_days: u32,
-    /// How long deletions are remembered, days.
-    pub tombstone_retention_days: u32,
 }
 
 /// Where Redis is.
@@ -187,23 +140,6 @@ impl Config {
         raw.finish(keyring_file)
     }
 
-    /// What the store needs of it.
-    pub fn store(&self) -> StoreConfig {
-        StoreConfig {
-            connection: match &self.database {
-                Database::Server(url) => Connection::Url(url.expose().to_owned()),
-                Database::Embedded(folder) => Connection::Embedded(folder.clone()),
-            },
-            critical_connections: self.storage.critical_connections,
-            bulk_connections: self.storage.bulk_connections,
-            statement_timeout_ms: self.storage.critical_statement_timeout_ms,
-            bulk_statement_timeout_ms: self.storage.bulk_statement_timeout_ms,
-            embedding_dimensions: self.storage.embedding_dimensions,
-            log_retention_days: self.storage.log_retention_days,
-            tombstone_retention_days: self.storage.tombstone_retention_days,
-        }
-    }
-
     /// Resolves a file's text; relative paths are meant from `folder`.
     pub fn resolve(
         text: &str,
@@ -219,8 +155,7 @@ impl Config {
                 streams_per_connection_max: raw.number("max_streams_per_connection", 8..=1024),
                 request_timeout: Duration::from_millis(raw.number("request_timeout_ms", 100..=600_000)),
             },
-            database: database(&mut raw, folder, overrides),
-            storage: storage(&mut raw),
+            store: store(&mut raw, folder, overrides),
             redis: redis(&mut raw),
             cache: CacheBounds {
                 expiry: Duration::from_secs(raw.number("cache_expiry_seconds", 1..=86_400)),
@@ -243,7 +178,7 @@ fn read(file: Option<&Path>) -> Result<(String, &Path), Problems> {
     };
     let text = std::fs::read_to_string(file).map_err(|error| {
         let sentence = format!(
-            "{} cannot be read ({error}): check the path after --config",
+            "{} cannot be read ({error}): check its path and who may read it",
             file.display()
         );
         Problems(vec![Problem::new(Code::ConfigUnreadable, sentence)])
@@ -266,17 +201,32 @@ fn listen(raw: &mut Settings) -> SocketAddr {
     SocketAddr::new(address.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)
 }
 
-fn database(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> Database {
-    if overrides.embedded {
-        return Database::Embedded(data_dir(raw, folder, overrides));
+fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfig {
+    StoreConfig {
+        connection: connection(raw, folder, overrides),
+        critical_connections: raw.number("pg_pool_size_critical", 1..=256),
+        bulk_connections: raw.number("pg_pool_size_bulk", 1..=256),
+        statement_timeout: Duration::from_millis(raw.number("statement_timeout_critical_ms", 100..=600_000)),
+        bulk_statement_timeout: Duration::from_millis(raw.number("statement_timeout_bulk_ms", 100..=600_000)),
+        embedding_dimensions: raw.number("embedding_dimensions", 1..=2000),
+        log_retention_days: raw.number("log_retention_days", 1..=36_500),
+        tombstone_retention_days: raw.number("tombstone_retention_days", 1..=36_500),
     }
-    let url = Secret(Zeroizing::new(raw.text("pg_connection_string").to_owned()));
+}
+
+fn connection(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> Connection {
+    if overrides.embedded {
+        return Connection::Embedded(data_dir(raw, folder, overrides));
+    }
+    let url = Secret::from(raw.text("pg_connection_string"));
     if url.expose().is_empty() {
         let what_to_do = "say where Postgres is, e.g. host=/run/postgresql dbname=p2p_sync; \
                           to try without a server, add --embedded to the command";
         raw.refuse("pg_connection_string", Code::MissingValue, what_to_do);
+    } else if let Err(what_to_do) = parse_url(&url) {
+        raw.refuse("pg_connection_string", Code::BadValue, what_to_do);
     }
-    Database::Server(url)
+    Connection::Url(url)
 }
 
 fn data_dir(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf {
@@ -291,18 +241,6 @@ fn keyring_file(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf
         "" if overrides.embedded => data_dir(raw, folder, overrides).join("keyring"),
         "" => folder.join("p2p_sync.keyring"),
         file => folder.join(file),
-    }
-}
-
-fn storage(raw: &mut Settings) -> Storage {
-    Storage {
-        critical_connections: raw.number("pg_pool_size_critical", 1..=256),
-        bulk_connections: raw.number("pg_pool_size_bulk", 1..=256),
-        critical_statement_timeout_ms: raw.number("statement_timeout_critical_ms", 100..=600_000),
-        bulk_statement_timeout_ms: raw.number("statement_timeout_bulk_ms", 100..=600_000),
-        embedding_dimensions: raw.number("embedding_dimensions", 1..=2000),
-        log_retention_days: raw.number("log_retention_days", 1..=36_500),
-        tombstone_retention_days: raw.number("tombstone_retention_days", 1..=36_500),
     }
 }
 
@@ -321,7 +259,7 @@ fn redis(raw: &mut Settings) -> Option<Redis> {
     let redis = Redis {
         host: raw.text("redis_host").to_owned(),
         port: raw.number("redis_port", 1..=65_535),
-        password: Secret(Zeroizing::new(raw.text("redis_password").to_owned())),
+        password: Secret::from(raw.text("redis_password")),
         db: raw.number("redis_db", 0..=65_535),
         prefix,
     };

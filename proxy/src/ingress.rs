@@ -8,7 +8,7 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use p2p_sync_proto::{
-    Code, PROTOCOL_VERSION, Problem,
+    Code, OLDER_VERSIONS_SERVED, PROTOCOL_VERSION, Problem,
     envelope::Lane,
     ids::read_id,
     limits::{BULK_WINDOW_BATCHES, SEALED_BYTES_MAX},
@@ -17,7 +17,7 @@ use p2p_sync_proto::{
         session_server::SessionServer,
     },
 };
-use tonic::{Request, Response, Status, Streaming, service::RoutesBuilder};
+use tonic::{Request, Response, Status, Streaming, server::NamedService, service::RoutesBuilder};
 use uuid::Uuid;
 
 use crate::{
@@ -27,9 +27,6 @@ use crate::{
     pull,
 };
 
-/// The versions before the current one that the hub serves too.
-const OLDER_VERSIONS_SERVED: u32 = 2;
-
 /// Answers the calls of hosts.
 #[derive(Clone, Debug)]
 pub struct Ingress {
@@ -37,6 +34,14 @@ pub struct Ingress {
 }
 
 impl Ingress {
+    /// The names of all services that [`Self::add_to`] adds.
+    pub const SERVICES: [&'static str; 4] = [
+        SessionServer::<Self>::NAME,
+        CriticalServer::<Self>::NAME,
+        BulkServer::<Self>::NAME,
+        PullServer::<Self>::NAME,
+    ];
+
     /// The way into a hub.
     pub fn new(hub: Arc<Hub>) -> Self {
         Self { hub }
@@ -107,7 +112,7 @@ impl v1::bulk_server::Bulk for Ingress {
 
 type Answer = Pin<Box<dyn Future<Output = Result<v1::Sealed, Status>> + Send>>;
 
-/// Lets a batch in, in the order of the stream, and begins its way.
+/// Lets a batch in, in the order of the stream, and begins its way: it goes on whether or not the answer is waited for.
 async fn admit(hub: Arc<Hub>, sealed: Result<v1::Sealed, Status>, turn: Turn) -> Result<Answer, Status> {
     let sealed = sealed?;
     let permit = hub.writes.bulk().await?;
@@ -172,16 +177,16 @@ fn agree(version: u32) -> Result<u32, Problem> {
 
 /// Gives the hub's timeline. Who only reads has no outbox, and says so by an empty id.
 async fn check_outbox(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<u64, Problem> {
-    if hello.outbox_id.is_empty() && hello.incarnation == 0 {
+    if hello.opening_id.is_empty() && hello.incarnation == 0 {
         return hub.store.timeline().await;
     }
     let bad = |what: &str| Problem::new(Code::BadRequest, format!("{what}: update the agent"));
-    let outbox_id = read_id(&hello.outbox_id).ok_or_else(|| bad("the outbox id has 16 bytes"))?;
+    let opening_id = read_id(&hello.opening_id).ok_or_else(|| bad("the outbox id has 16 bytes"))?;
     if hello.incarnation > COUNTER_MAX || hello.oldest_incarnation > hello.incarnation {
         return Err(bad("the outbox's incarnations are out of order"));
     }
     hub.store
-        .hello(host_id, outbox_id, hello.incarnation, hello.oldest_incarnation)
+        .hello(host_id, opening_id, hello.incarnation, hello.oldest_incarnation)
         .await
 }
 

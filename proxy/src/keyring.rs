@@ -1,6 +1,6 @@
 //! The master keys: a file on the hub alone, one key a line, the last one current.
 //!
-//! A line is `key-id 128-hex-digits created-at`; `#` begins a comment at the start of a line.
+//! A line is `key-id 128-hex-digits created-at`, the last in seconds since 1970; `#` begins a comment at the start of a line.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -34,8 +34,8 @@ pub struct Keyring {
 pub struct Entry {
     /// The key.
     pub key: MasterKey,
-    /// The day it was made (UTC), as the file says.
-    pub created_at: String,
+    /// When it was made, seconds since 1970.
+    pub created_at: u64,
 }
 
 impl Keyring {
@@ -115,9 +115,12 @@ impl Keyring {
             }
             let secret = decode_hex(secret)
                 .ok_or_else(|| bad("the secret is not 128 hexadecimal digits; restore the line from a backup"))?;
+            let created_at = created_at
+                .parse()
+                .map_err(|_| bad("created-at is not in whole seconds since 1970; restore the line from a backup"))?;
             entries.push(Entry {
                 key: MasterKey::from_bytes(id, *secret),
-                created_at: created_at.to_owned(),
+                created_at,
             });
         }
         if entries.is_empty() {
@@ -159,7 +162,7 @@ pub fn add_key(file: &Path) -> Result<KeyId, Problem> {
     let id = free_id(entries);
     let added = Entry {
         key: MasterKey::generate(id.clone()),
-        created_at: today(),
+        created_at: now_seconds(),
     };
 
     let line_bytes_max = 256;
@@ -170,7 +173,8 @@ pub fn add_key(file: &Path) -> Result<KeyId, Problem> {
         text.push(' ');
         encode_hex(entry.key.expose_secret(), &mut text);
         text.push(' ');
-        text.push_str(&entry.created_at);
+        text.push(' ');
+        text.push_str(&entry.created_at.to_string());
         text.push('\n');
     }
     replace(file, text.as_bytes()).map_err(|error| unusable(file, &error))?;
@@ -240,42 +244,10 @@ fn decode_hex(text: &str) -> Option<Zeroizing<[u8; SECRET_BYTES]>> {
     Some(bytes)
 }
 
-/// Today's date in UTC, `YYYY-MM-DD`.
-fn today() -> String {
-    let seconds = SystemTime::now()
+fn now_seconds() -> u64 {
+    SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    date(seconds / 86_400)
-}
-
-/// The Gregorian date of a day counted from 1970-01-01.
-fn date(days_since_1970: u64) -> String {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let (mut year, mut day) = (1970, days_since_1970);
-    while day >= 365 + u64::from(is_leap(year)) {
-        day -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let mut month = 0;
-    let months = [
-        31,
-        28 + u64::from(is_leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
-    while day >= months[month] {
-        day -= months[month];
-        month += 1;
-    }
-    format!("{year:04}-{:02}-{:02}", month + 1, day + 1)
+        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -16,5 +16,6 @@ pub mod pipeline;
 pub mod publish;
 pub mod pull;
 pub mod redis_client;
+pub mod secret;
 pub mod store;
 pub mod validate;

@@ -11,6 +11,7 @@ use std::{
 
 use lru::LruCache;
 use p2p_sync_proto::{
+    Code, Problem,
     envelope::Lane,
     keys::{Direction, KeyId, MasterKey, SealKey},
     message::{self, Label},
@@ -31,10 +32,10 @@ const HOST_BELIEVED: Duration = Duration::from_secs(2);
 const HOSTS_REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// What every message that does not open is answered with, whatever the reason.
-const NOT_OPENED: &str = "E301 NOT_OPENED: the hub does not open this message. Check that the credential is the last \
+const NOT_OPENED: &str = "the hub does not open this message. Check that the credential is the last \
     one you were given and was pasted whole, and that it is for this hub; if both hold, ask the operator whether your \
     host is still admitted";
-const HOSTS_UNREADABLE: &str = "E405 HUB_UNAVAILABLE: the hub cannot look up its hosts now; it is tried again";
+const HOSTS_UNREADABLE: &str = "the hub cannot look up its hosts now; it is tried again";
 
 /// Who sent a message, and the way to answer it. Made by opening alone.
 #[derive(Debug)]
@@ -205,7 +206,7 @@ impl Opener {
         let since = Instant::now();
         let row = self.store.host(host_id).await.map_err(|problem| {
             tracing::warn!(%problem, "hosts cannot be looked up");
-            Status::unavailable(HOSTS_UNREADABLE)
+            Status::unavailable(Problem::new(Code::HubUnavailable, HOSTS_UNREADABLE).to_string())
         })?;
         let active = row.filter(|row| row.status == HostStatus::Active);
         let admitted = active.map(|row| Admitted {
@@ -225,5 +226,5 @@ impl Opener {
 }
 
 fn not_opened() -> Status {
-    Status::unauthenticated(NOT_OPENED)
+    Status::unauthenticated(Problem::new(Code::NotOpened, NOT_OPENED).to_string())
 }

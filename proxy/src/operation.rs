@@ -66,11 +66,11 @@ pub struct Refused {
     pub operation_id: Uuid,
     /// Absent where the operation could not be read that far: then nothing is settled by refusing it.
     pub position: Option<Position>,
-    /// As the host gave it, whatever it is.
+    /// As the host gave it, whatever it is, cut to what a path may have.
     pub path: String,
     /// As the host gave it, whatever it is.
     pub data_type: i32,
-    /// As the host gave it, whatever it is.
+    /// As the host gave it, whatever it is, cut to what its type may have.
     pub payload: Vec<u8>,
     /// Why.
     pub problem: Problem,
@@ -180,11 +180,7 @@ impl Change {
     pub fn to_wire(&self) -> v1::State {
         v1::State {
             path: self.path.as_str().to_owned(),
-            version: Some(v1::Version {
-                tenure: self.tenure,
-                incarnation: self.position.incarnation,
-                sequence: self.position.sequence,
-            }),
+            version: Some(self.position.version(self.tenure)),
             deleted: self.deleted,
             payload: self.payload.clone().unwrap_or_default().into_bytes().into(),
             account_id: self.account_id,

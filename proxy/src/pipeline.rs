@@ -73,36 +73,35 @@ async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Re
     Ok(sender.seal(&reply(hub.timeline.load(Ordering::Relaxed), committed)))
 }
 
-/// Runs [`write`] to its end even if nobody waits for the answer any more: a caller's deadline drops the handler, and
-/// what was begun has to be settled all the same.
-pub async fn write_to_the_end(
+/// Begins [`write`] at once and runs it to its end even if nobody waits for the answer any more, or never did: a caller's
+/// deadline drops the handler, one that reads no answers leaves it unpolled, and the permit has to come back all the same.
+pub fn write_to_the_end(
     hub: Arc<Hub>,
     lane: Lane,
     sealed: v1::Sealed,
     permit: WritePermit,
     turn: Turn,
-) -> Result<v1::Sealed, Status> {
+) -> impl Future<Output = Result<v1::Sealed, Status>> + Send {
     let begun = Arc::clone(&hub);
     let task = tokio::spawn(async move {
         let answer = write(&begun, lane, &sealed, turn).await;
         drop(permit);
         answer
     });
-    task.await.unwrap_or_else(|error| {
-        // It may have come as far as the commit, and no further.
-        hub.cache.distrust();
-        tracing::error!(%error, "a write was cut off");
-        Err(Status::internal(
-            "E500 INTERNAL: the hub failed at this message; it is sent again",
-        ))
-    })
+    async move {
+        task.await.unwrap_or_else(|error| {
+            // It may have come as far as the commit, and no further.
+            hub.cache.distrust();
+            tracing::error!(%error, "a write was cut off");
+            let sentence = "the hub failed at this message; it is sent again";
+            Err(Status::internal(Problem::new(Code::Internal, sentence).to_string()))
+        })
+    }
 }
 
-/// Where the database broke off, it may have committed all the same.
+/// Where the database broke off or refused to go on, it may have committed a part all the same.
 fn undecided(hub: &Hub, valid: &Valid, problem: Problem) -> Problem {
-    if problem.code == Code::HubUnavailable {
-        hub.cache.forget(valid.ops.iter().map(|op| &op.path));
-    }
+    hub.cache.forget(valid.ops.iter().map(|op| &op.path));
     tracing::warn!(%problem, host_id = %valid.host_id, "a message was not decided");
     problem
 }
@@ -155,7 +154,8 @@ impl Writes {
             .map_err(|error| match error {
                 TryAcquireError::Closed => shutting_down(),
                 TryAcquireError::NoPermits => {
-                    Status::resource_exhausted("E406 RATE_LIMITED: the hub has too much to write; it is sent again")
+                    let sentence = "the hub has too much to write; it is sent again";
+                    Status::resource_exhausted(Problem::new(Code::RateLimited, sentence).to_string())
                 }
             })
     }
@@ -180,7 +180,8 @@ impl Default for Writes {
 }
 
 fn shutting_down() -> Status {
-    Status::unavailable("E407 SHUT_DOWN: the hub is shutting down; it is sent again")
+    let sentence = "the hub is shutting down; it is sent again";
+    Status::unavailable(Problem::new(Code::ShutDown, sentence).to_string())
 }
 
 /// A place in a row: messages of one stream are opened and checked side by side, and stored one after the other.

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use p2p_sync_proto::{
     Code, Path, Position, Problem,
     ids::read_id,
-    limits::{BATCH_BYTES_MAX, PAGE_STATES_MAX, PATH_BYTES_MAX},
+    limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_STATES_MAX, PATH_BYTES_MAX},
     path::{HOST_STREAM, PLAYER_STREAM, check_map},
     v1::{self, pull_reply, pull_request::What},
 };
-use prost::Message;
+use prost::{Message, length_delimiter_len};
 use uuid::Uuid;
 
 use crate::{
@@ -34,6 +34,7 @@ pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::P
             "the request asks for nothing this hub knows: update the agent",
         )),
     };
+    let answered = answered.and_then(within_a_message);
     let timeline = hub.timeline.load(Ordering::Relaxed);
     match answered {
         Ok(what) => v1::PullReply {
@@ -50,6 +51,26 @@ pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::P
     }
 }
 
+/// Pages end before they outgrow a message; a single state that does, such as one the operator wrote, cannot be told.
+fn within_a_message(what: pull_reply::What) -> Result<pull_reply::What, Problem> {
+    /// The reply's own fields.
+    const REST_BYTES: usize = 64;
+    let bytes = what.encoded_len();
+    if bytes + REST_BYTES <= MESSAGE_BYTES_MAX {
+        return Ok(what);
+    }
+    let path = match &what {
+        pull_reply::What::State(state) => state.path.as_str(),
+        pull_reply::What::Page(page) => page.states.first().map_or("", |state| &state.path),
+        pull_reply::What::OperationStatus(_) => "",
+    };
+    let sentence = format!(
+        "the state at {path} takes {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message: ask the operator to \
+         make it smaller"
+    );
+    Err(Problem::new(Code::TooLarge, sentence))
+}
+
 async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem> {
     let path = Path::parse(&get.path)?;
     let mut state = hub.cache.get(&path).await;
@@ -64,7 +85,7 @@ async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem
 
 async fn read_scan(hub: &Hub, scan: &v1::Scan) -> Result<pull_reply::What, Problem> {
     if scan.prefix.len() > PATH_BYTES_MAX || scan.prefix.contains('\0') {
-        let sentence = format!("a prefix has at most {PATH_BYTES_MAX} bytes and no NUL");
+        let sentence = format!("a prefix has at most {PATH_BYTES_MAX} bytes and no NUL: scan by a shorter one");
         return Err(Problem::new(Code::BadPath, sentence));
     }
     let _permit = permit(hub).await?;
@@ -126,10 +147,13 @@ async fn operation_status(
     question: &v1::OperationStatus,
 ) -> Result<pull_reply::What, Problem> {
     let bad = |what: &str| Problem::new(Code::BadRequest, what.to_owned());
-    let operation_id = read_id(&question.operation_id).ok_or_else(|| bad("an operation id has 16 bytes"))?;
+    let operation_id = read_id(&question.operation_id)
+        .ok_or_else(|| bad("an operation id has 16 bytes: give the one that was returned for the operation"))?;
     let position = question.position.map(Position::from);
     if position.is_some_and(|position| position.incarnation.max(position.sequence) > COUNTER_MAX) {
-        return Err(bad("the position is larger than the hub counts"));
+        return Err(bad(
+            "the position is larger than the hub counts: give the one the operation was sent with",
+        ));
     }
     let _permit = permit(hub).await?;
     let outcome = hub.store.operation_status(host_id, operation_id, position).await?;
@@ -187,7 +211,9 @@ impl PageBuilder {
     fn add(&mut self, rows: &[StateRow], limit: u32) {
         self.more = rows.len() >= limit as usize;
         for state in rows.iter().map(StateRow::to_wire) {
-            let bytes = state.encoded_len();
+            let length = state.encoded_len();
+            // As a field of the page: a tag of one byte, the length, the state.
+            let bytes = 1 + length_delimiter_len(length) + length;
             if self.bytes + bytes > BATCH_BYTES_MAX && !self.states.is_empty() {
                 (self.more, self.full) = (true, true);
                 return;
@@ -255,5 +281,25 @@ mod tests {
         let mut page = PageBuilder::new(0);
         page.add(&rows(2, BATCH_BYTES_MAX), STATES_PER_READ);
         assert_eq!(page.states.len(), 1, "a state too large for a page is a page by itself");
+    }
+
+    #[test]
+    fn a_page_is_counted_as_it_is_encoded() {
+        let mut page = PageBuilder::new(0);
+        page.add(&rows(100, 200), STATES_PER_READ);
+        let encoded = v1::Page {
+            states: page.states,
+            ..Default::default()
+        };
+        assert_eq!(page.bytes, encoded.encoded_len());
+    }
+
+    #[test]
+    fn a_state_that_no_message_takes_is_told_with_its_path() {
+        let state = |payload_bytes| pull_reply::What::State(rows(1, payload_bytes)[0].to_wire());
+        assert!(within_a_message(state(MESSAGE_BYTES_MAX - 1024)).is_ok());
+        let problem = within_a_message(state(MESSAGE_BYTES_MAX)).expect_err("too large");
+        assert_eq!(problem.code, Code::TooLarge);
+        assert!(problem.sentence.contains("prontera/MAP_STATE/1"), "{problem}");
     }
 }

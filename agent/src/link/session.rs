@@ -115,7 +115,7 @@ impl Session {
         let hello = v1::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
             features: vec![],
-            outbox_id: shared.opening_id.as_bytes().to_vec().into(),
+            opening_id: shared.opening_id.as_bytes().to_vec().into(),
             incarnation: shared.incarnation,
             oldest_incarnation: shared.oldest_incarnation,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -8,10 +8,10 @@ use tokio_postgres::NoTls;
 
 use super::{Common, log_warnings};
 use crate::{
-    config::{Config, Database, Redis},
+    config::{Config, Redis},
     keyring::{KEYRING_VARIABLE, Keyring},
     redis_client,
-    store::Store,
+    store::{Connection, Store},
     validate::types_file::Rules,
 };
 
@@ -53,7 +53,7 @@ fn told<E: std::fmt::Display>(what: &str, found: &Result<String, E>) -> bool {
 
 fn keyring(config: &Config) -> Result<String, Problem> {
     let made_by_serve =
-        matches!(config.database, Database::Embedded(_)) && std::env::var_os(KEYRING_VARIABLE).is_none();
+        matches!(config.store.connection, Connection::Embedded(_)) && std::env::var_os(KEYRING_VARIABLE).is_none();
     if made_by_serve && !config.keyring_file.exists() {
         return Ok(format!("ok (serve makes {})", config.keyring_file.display()));
     }
@@ -62,10 +62,12 @@ fn keyring(config: &Config) -> Result<String, Problem> {
 
 /// The store makes the schema in an empty database; so it is asked only where there is one.
 async fn database(config: &Config) -> Result<String, Problem> {
-    match &config.database {
-        Database::Embedded(folder) if is_empty(folder) => return Ok(format!("ok (serve makes {})", folder.display())),
-        Database::Embedded(_) => {}
-        Database::Server(url) => {
+    match &config.store.connection {
+        Connection::Embedded(folder) if is_empty(folder) => {
+            return Ok(format!("ok (serve makes {})", folder.display()));
+        }
+        Connection::Embedded(_) => {}
+        Connection::Url(url) => {
             if !has_schema(url.expose()).await? {
                 let sentence = "Postgres answers, but the database has no schema p2p_sync: run `p2p-sync-proxy schema upgrade`, \
                                 or load it with psql -f sql-files/p2p_data_sync.sql";
@@ -73,7 +75,7 @@ async fn database(config: &Config) -> Result<String, Problem> {
             }
         }
     }
-    let store = Store::connect(&config.store()).await?;
+    let store = Store::connect(&config.store).await?;
     let version = store.schema_version().await;
     store.close().await;
     version.map(|version| format!("ok (schema version {version})"))

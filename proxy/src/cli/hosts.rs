@@ -26,7 +26,7 @@ pub(super) enum Hosts {
     },
     /// Show all machines.
     List,
-    /// Say whether a machine may take part; takes hold within 5 seconds.
+    /// Say whether a machine may take part; takes hold within 2 seconds.
     Status {
         /// As `hosts list` shows it.
         host_id: Uuid,
@@ -41,7 +41,7 @@ const NAME_BYTES_MAX: usize = 128;
 pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> {
     let config = common.load()?;
     log_warnings();
-    let store = Store::connect(&config.store()).await.map_err(one)?;
+    let store = Store::connect(&config.store).await.map_err(one)?;
     let done = match hosts {
         Hosts::Add { account, name } => add(&store, &config, *account, name).await,
         Hosts::List => list(&store).await,
@@ -56,7 +56,7 @@ async fn add(store: &Store, config: &Config, account: u32, name: &str) -> Result
         let sentence = format!("a host's name has at most {NAME_BYTES_MAX} bytes and no control characters");
         return Err(Problem::new(Code::BadValue, sentence));
     }
-    let keyring: Keyring = load_keyring(&config.database, &config.keyring_file)?;
+    let keyring: Keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
     let key = keyring.current();
     let host = store.add_host(Uuid::new_v4(), account, name, key.id().as_str()).await?;
     println!("{}", key.credential(host.host_id, host.generation).to_text().as_str());

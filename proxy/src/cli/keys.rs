@@ -19,7 +19,7 @@ pub(super) enum Keys {
 }
 
 pub(super) fn run(keys: &Keys, common: &Common) -> Result<(), Problems> {
-    let file = Config::load_keyring_file(common.config.as_deref(), &common.overrides())?;
+    let file = Config::load_keyring_file(common.file(), &common.overrides())?;
     match keys {
         Keys::New => {
             let id = add_key(&file).map_err(one)?;

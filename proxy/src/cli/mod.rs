@@ -6,12 +6,17 @@ mod keys;
 mod schema;
 mod serve;
 
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use p2p_sync_proto::{Problem, settings::Problems};
 
-use crate::config::{Config, Log, Overrides};
+use crate::config::{Config, DEFAULT_FILE, Log, Overrides};
 
 /// The hub of p2p-sync: takes what hosts send, checks it, and stores it in Postgres.
 #[derive(Debug, Parser)]
@@ -25,7 +30,8 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// The settings; without it the defaults and the environment (`P2P_SYNC_<KEY>`) hold.
+    /// The settings; without it `conf/p2p_sync_proxy.conf` if that is there, and otherwise the defaults.
+    /// The environment (`P2P_SYNC_<KEY>`) goes before both.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Use a Postgres inside this process, in a folder of its own.
@@ -55,7 +61,12 @@ enum Command {
 
 impl Common {
     fn load(&self) -> Result<Config, Problems> {
-        Config::load(self.config.as_deref(), &self.overrides())
+        Config::load(self.file(), &self.overrides())
+    }
+
+    fn file(&self) -> Option<&Path> {
+        let default = Path::new(DEFAULT_FILE);
+        self.config.as_deref().or_else(|| default.exists().then_some(default))
     }
 
     fn overrides(&self) -> Overrides {

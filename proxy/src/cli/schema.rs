@@ -21,7 +21,7 @@ pub(super) async fn run(schema: &Schema, common: &Common) -> Result<(), Problems
         Schema::Upgrade => {
             let config = common.load()?;
             log_warnings();
-            let version = Store::upgrade(&config.store()).await.map_err(one)?;
+            let version = Store::upgrade(&config.store).await.map_err(one)?;
             println!("the schema is of version {version}");
         }
     }

@@ -76,6 +76,24 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
+fn a_connection_string_that_cannot_be_used_is_refused_with_what_to_do_and_never_shown() {
+    for (written, what_to_do) in [
+        ("host=db sslmode=require", "without TLS"),
+        ("host=db sslmode=verify-full", "leave sslmode out"),
+        ("host=db password=hunter2 hunter3=4", "expected key=value pairs"),
+    ] {
+        let text = format!("port = 1\npg_connection_string = {written}\n");
+        let told = resolve(&text, &Overrides::default()).expect_err(written).to_string();
+        assert!(
+            told.starts_with("E103 BAD_VALUE: line 2: pg_connection_string: "),
+            "{told}"
+        );
+        assert!(told.contains(what_to_do) && !told.contains("hunter"), "{told}");
+    }
+    resolve("pg_connection_string = host=db sslmode=disable", &Overrides::default()).expect("as it is anyway");
+}
+
+#[test]
 fn secrets_do_not_show() {
     let text = "pg_connection_string = password=hunter2\nredis_host = r\nredis_password = hunter3";
     let config = resolve(text, &Overrides::default()).expect("valid");

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use p2p_sync_proto::{Code, Problem, limits::REASON_BYTES_MAX};
+use p2p_sync_proto::{Code, Problem};
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -42,9 +42,9 @@ impl Failure {
             return Self::Unavailable(Unavailable(not_answering()));
         };
         match class(state) {
-            // Data exceptions, violated constraints, limits of the server; errors that a row provoked inside of it.
+            // Data exceptions, violated constraints, limits of the server. An internal error (XX) is none of these: it tells
+            // of a broken store, and rejecting by it would reject everything.
             "22" | "23" | "54" => Self::Content(told(error)),
-            _ if *state == SqlState::INTERNAL_ERROR => Self::Content(told(error)),
             _ if matches!(
                 *state,
                 SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED
@@ -124,7 +124,6 @@ impl<'a> Part<'a> {
 }
 
 fn refusal(sentence: &str) -> Problem {
-    let mut sentence = format!("the hub's database does not take this operation: {sentence}");
-    sentence.truncate(sentence.floor_char_boundary(REASON_BYTES_MAX));
-    Problem::new(Code::StoreRefused, sentence)
+    let sentence = format!("the hub's database does not take this operation: {sentence}");
+    Problem::new(Code::StoreRefused, sentence).shortened()
 }

@@ -1,9 +1,6 @@
 //! The hosts that are enrolled, the outboxes they open, and the claim of the one proxy that works without Redis.
 
-use std::{
-    str::FromStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::str::FromStr;
 
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Code, Problem};
@@ -13,27 +10,32 @@ use uuid::Uuid;
 
 use super::{Store, not_answering, signed, unavailable, unsigned};
 
-const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status, enrolled_at FROM p2p_sync.hosts";
+const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status FROM p2p_sync.hosts";
 
 /// Held by the one proxy of a database; any number that nothing else of the operator's locks.
 const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended('p2p_sync single proxy', 0))";
 
 /// Another outbox uses the incarnation, or has come further: two outboxes would count the same sequences.
 const IS_CLONED: &str = "SELECT EXISTS (SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 \
-    AND (incarnation > $2 OR incarnation = $2 AND outbox_id <> $3))";
+    AND (incarnation > $2 OR incarnation = $2 AND opening_id <> $3))";
 
-const OPEN: &str = "INSERT INTO p2p_sync.settled_sequences AS s (host_id, incarnation, outbox_id) VALUES ($1, $2, $3) \
-    ON CONFLICT (host_id, incarnation) DO UPDATE SET outbox_id = excluded.outbox_id \
-        WHERE s.outbox_id IS DISTINCT FROM excluded.outbox_id";
+const OPEN: &str = "INSERT INTO p2p_sync.settled_sequences AS s (host_id, incarnation, opening_id) VALUES ($1, $2, $3) \
+    ON CONFLICT (host_id, incarnation) DO UPDATE SET opening_id = excluded.opening_id \
+        WHERE s.opening_id IS DISTINCT FROM excluded.opening_id";
+
+/// As many as `open_incarnation` lets a host have.
+const HAS_TOO_MANY: &str =
+    "SELECT count(*) >= 4096 FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation <> $2";
 
 /// The newest of the drained incarnations stands for all before it.
 const CLOSE: &str = "UPDATE p2p_sync.settled_sequences AS s SET closed = true \
     WHERE host_id = $1 AND NOT closed AND incarnation = (SELECT max(incarnation) FROM p2p_sync.settled_sequences AS older \
         WHERE older.host_id = $1 AND older.incarnation < $2)";
 
-const FORGET: &str = "DELETE FROM p2p_sync.settled_sequences AS s WHERE host_id = $1 \
-    AND EXISTS (SELECT FROM p2p_sync.settled_sequences AS newer \
-        WHERE newer.host_id = $1 AND newer.incarnation > s.incarnation AND newer.closed)";
+/// For all hosts; a condition on `s` may follow.
+pub(super) const FORGET_CLOSED: &str = "DELETE FROM p2p_sync.settled_sequences AS s WHERE EXISTS ( \
+    SELECT FROM p2p_sync.settled_sequences AS newer \
+    WHERE newer.host_id = s.host_id AND newer.incarnation > s.incarnation AND newer.closed)";
 
 /// Whether a host may take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +90,10 @@ pub struct HostRow {
     pub generation: u32,
     /// Whether it may take part.
     pub status: HostStatus,
-    /// Milliseconds since 1970.
-    pub enrolled_at_ms: u64,
 }
 
 impl HostRow {
     fn of(row: &Row) -> Self {
-        let enrolled_at: SystemTime = row.get(6);
-        let since_1970 = enrolled_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self {
             host_id: row.get(0),
             account_id: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
@@ -104,7 +102,6 @@ impl HostRow {
             generation: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
             // A status that this build does not know lets nobody in.
             status: row.get::<_, &str>(5).parse().unwrap_or(HostStatus::Locked),
-            enrolled_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
         }
     }
 }
@@ -153,16 +150,17 @@ impl Store {
     /// Notes that a host has opened an outbox, and gives the hub's timeline.
     ///
     /// Incarnations before `oldest_incarnation` hold nothing any more and are closed. Refuses with `NOT_ENROLLED`,
-    /// `OUTBOX_CLONED` (nothing may be sent: sequences would be counted twice) or `HUB_UNAVAILABLE`.
+    /// `OUTBOX_CLONED` (nothing may be sent: sequences would be counted twice), `TOO_MANY_GAPS` (too many older incarnations
+    /// still hold something) or `HUB_UNAVAILABLE`.
     pub async fn hello(
         &self,
         host_id: Uuid,
-        outbox_id: Uuid,
+        opening_id: Uuid,
         incarnation: u64,
         oldest_incarnation: u64,
     ) -> Result<u64, Problem> {
         let mut client = self.reads().await?;
-        let opened = open(&mut client, host_id, outbox_id, incarnation, oldest_incarnation).await;
+        let opened = open(&mut client, host_id, opening_id, incarnation, oldest_incarnation).await;
         let timeline = opened.map_err(|error| unavailable(&error))??;
         self.inner.pools.make_durable().await?;
         Ok(timeline)
@@ -202,7 +200,7 @@ impl Store {
 async fn open(
     client: &mut Object,
     host_id: Uuid,
-    outbox_id: Uuid,
+    opening_id: Uuid,
     incarnation: u64,
     oldest_incarnation: u64,
 ) -> Result<Result<u64, Problem>, tokio_postgres::Error> {
@@ -214,12 +212,12 @@ async fn open(
     if host.is_none() {
         return Ok(Err(Problem::new(
             Code::NotEnrolled,
-            "this host is not enrolled here: ask the operator for a token",
+            "this host is not enrolled here: ask the operator for a credential (`p2p-sync-proxy hosts add`)",
         )));
     }
     let incarnation = signed(incarnation);
     if transaction
-        .query_one(IS_CLONED, &[&host_id, &incarnation, &outbox_id])
+        .query_one(IS_CLONED, &[&host_id, &incarnation, &opening_id])
         .await?
         .get(0)
     {
@@ -229,11 +227,24 @@ async fn open(
              in use elsewhere, or bring the newest outbox folder back if it was replaced by an older one",
         )));
     }
-    transaction.execute(OPEN, &[&host_id, &incarnation, &outbox_id]).await?;
     transaction
         .execute(CLOSE, &[&host_id, &signed(oldest_incarnation).min(incarnation)])
         .await?;
-    transaction.execute(FORGET, &[&host_id]).await?;
+    let forget = format!("{FORGET_CLOSED} AND s.host_id = $1");
+    transaction.execute(&forget, &[&host_id]).await?;
+    if transaction
+        .query_one(HAS_TOO_MANY, &[&host_id, &incarnation])
+        .await?
+        .get(0)
+    {
+        return Ok(Err(Problem::new(
+            Code::TooManyGaps,
+            "too many earlier incarnations of this outbox are unfinished: send what they hold first, or enrol this machine anew",
+        )));
+    }
+    transaction
+        .execute(OPEN, &[&host_id, &incarnation, &opening_id])
+        .await?;
     let hub = transaction.query_one("SELECT timeline FROM p2p_sync.hub", &[]).await?;
     transaction.commit().await?;
     Ok(Ok(unsigned(hub.get(0))))

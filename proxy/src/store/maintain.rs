@@ -3,7 +3,7 @@
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Problem, envelope::Lane};
 
-use super::{Store, unavailable};
+use super::{Store, hosts::FORGET_CLOSED, unavailable};
 
 /// Dropping and making partitions waits for whoever writes, and lets nobody else in meanwhile.
 const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
@@ -15,17 +15,15 @@ const OLD_PARTITIONS: &str = "SELECT relname::text FROM pg_inherits JOIN pg_clas
 const OLD_STRAYS: &str =
     "DELETE FROM p2p_sync.operations_default WHERE received_at < now() - make_interval(days => $1)";
 
-/// What a host's older outboxes still hold after so long is older than the tombstones that would keep it out.
+/// What a host's older outboxes still hold after so long is older than the tombstones that would keep it out. Counted from
+/// when the next one was opened: until then the older one was in use, and its newest operations are of that day.
 const CLOSE_OLD: &str = "UPDATE p2p_sync.settled_sequences AS s SET closed = true FROM ( \
         SELECT host_id, max(incarnation) AS incarnation FROM p2p_sync.settled_sequences AS old \
-        WHERE opened_at < now() - make_interval(days => $1) AND EXISTS (SELECT FROM p2p_sync.settled_sequences AS newer \
-            WHERE newer.host_id = old.host_id AND newer.incarnation > old.incarnation) \
+        WHERE EXISTS (SELECT FROM p2p_sync.settled_sequences AS newer \
+            WHERE newer.host_id = old.host_id AND newer.incarnation > old.incarnation \
+                AND newer.opened_at < now() - make_interval(days => $1)) \
         GROUP BY host_id) AS expired \
     WHERE s.host_id = expired.host_id AND s.incarnation = expired.incarnation AND NOT s.closed";
-
-const FORGET_CLOSED: &str = "DELETE FROM p2p_sync.settled_sequences AS s WHERE EXISTS ( \
-    SELECT FROM p2p_sync.settled_sequences AS newer \
-    WHERE newer.host_id = s.host_id AND newer.incarnation > s.incarnation AND newer.closed)";
 
 const PURGE_TOMBSTONES: &str =
     "DELETE FROM p2p_sync.states WHERE deleted AND received_at < now() - make_interval(days => $1)";

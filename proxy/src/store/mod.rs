@@ -1,8 +1,8 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
-//! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres refuses, `read` answers what readers ask,
-//! `hosts` knows the hosts and their outboxes, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres
-//! inside this process where there is none outside.
+//! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
+//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `schema` and `maintain` keep the
+//! tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
@@ -24,26 +24,19 @@ use uuid::Uuid;
 
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use maintain::Maintained;
+pub use pools::parse_url;
 pub use read::StateRow;
 
+use crate::secret::Secret;
 use pools::Pools;
 
 /// Where the database is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Connection {
     /// A connection string, as a URL or as `key=value` pairs. May hold a password.
-    Url(String),
+    Url(Secret),
     /// The data directory of a Postgres inside this process, made if it is not there.
     Embedded(PathBuf),
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url(_) => f.write_str("Url(..)"),
-            Self::Embedded(directory) => f.debug_tuple("Embedded").field(directory).finish(),
-        }
-    }
 }
 
 /// What the store needs to know.
@@ -56,9 +49,9 @@ pub struct StoreConfig {
     /// Connections that bulk messages share; at least 1.
     pub bulk_connections: usize,
     /// How long Postgres may work on one critical message or read.
-    pub statement_timeout_ms: u32,
+    pub statement_timeout: Duration,
     /// How long Postgres may work on one bulk message or on maintenance.
-    pub bulk_statement_timeout_ms: u32,
+    pub bulk_statement_timeout: Duration,
     /// Of the vectors, when this proxy makes the schema; 1 to 2000.
     pub embedding_dimensions: u32,
     /// How long logged operations are kept.
@@ -125,8 +118,8 @@ impl Store {
             inner: Arc::new(Inner {
                 pools,
                 hub_id: hub.get(0),
-                statement_timeout: Duration::from_millis(config.statement_timeout_ms.into()),
-                bulk_statement_timeout: Duration::from_millis(config.bulk_statement_timeout_ms.into()),
+                statement_timeout: config.statement_timeout,
+                bulk_statement_timeout: config.bulk_statement_timeout,
                 log_retention_days: config.log_retention_days,
                 tombstone_retention_days: config.tombstone_retention_days,
             }),
@@ -148,11 +141,6 @@ impl Store {
     pub async fn schema_version(&self) -> Result<i32, Problem> {
         let client = self.reads().await?;
         schema::version(&client).await?.ok_or_else(schema::missing)
-    }
-
-    /// Whether Postgres answers.
-    pub async fn ping(&self) -> Result<(), Problem> {
-        self.timeline().await.map(drop)
     }
 
     /// This hub among others; made with the schema.

@@ -4,13 +4,16 @@ use std::{str::FromStr, time::Duration};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use p2p_sync_proto::{Code, Problem};
-use tokio_postgres::NoTls;
+use tokio_postgres::{NoTls, config::SslMode};
 
 use super::{Connection, StoreConfig};
+use crate::secret::Secret;
 
 /// Reads are short, and critical messages go before them.
 const READ_CONNECTIONS: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The embedded engine starts within it, and recovers after a kill, also on a busy machine.
+const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
 /// A peer that vanished without a word is noticed after this long.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
@@ -28,18 +31,14 @@ pub(super) struct Pools {
 impl Pools {
     pub(super) async fn open(config: &StoreConfig) -> Result<Self, Problem> {
         match &config.connection {
-            Connection::Url(text) => Self::open_server(config, text),
+            Connection::Url(url) => Self::open_server(config, url),
             Connection::Embedded(directory) => Self::open_embedded(config, directory).await,
         }
     }
 
-    fn open_server(config: &StoreConfig, text: &str) -> Result<Self, Problem> {
-        let mut server = tokio_postgres::Config::from_str(text).map_err(|error| {
-            Problem::new(
-                Code::BadValue,
-                format!("pg_connection_string cannot be read ({})", super::told(&error)),
-            )
-        })?;
+    fn open_server(config: &StoreConfig, url: &Secret) -> Result<Self, Problem> {
+        let mut server = parse_url(url)
+            .map_err(|what_to_do| Problem::new(Code::BadValue, format!("pg_connection_string: {what_to_do}")))?;
         server
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(SILENCE_MAX / 2)
@@ -61,14 +60,10 @@ impl Pools {
             critical: pool(
                 manager("critical"),
                 config.critical_connections,
-                config.statement_timeout_ms,
+                config.statement_timeout,
             )?,
-            bulk: pool(
-                manager("bulk"),
-                config.bulk_connections,
-                config.bulk_statement_timeout_ms,
-            )?,
-            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout_ms)?,
+            bulk: pool(manager("bulk"), config.bulk_connections, config.bulk_statement_timeout)?,
+            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout)?,
             config: server,
             #[cfg(feature = "embedded")]
             engine: None,
@@ -83,7 +78,7 @@ impl Pools {
             recycling_method: RecyclingMethod::Fast,
         };
         let manager = Manager::from_connect(server.clone(), engine.connector(), recycling);
-        let only = pool(manager, 1, config.bulk_statement_timeout_ms)?;
+        let only = pool(manager, 1, config.bulk_statement_timeout)?;
         Ok(Self {
             critical: only.clone(),
             bulk: only.clone(),
@@ -141,11 +136,26 @@ impl Pools {
     }
 }
 
+/// Reads a connection string; the error says what to do, and never what was written: it may be a password.
+pub fn parse_url(url: &Secret) -> Result<tokio_postgres::Config, &'static str> {
+    let server = tokio_postgres::Config::from_str(url.expose()).map_err(|_| {
+        "expected key=value pairs that Postgres knows, e.g. host=/run/postgresql dbname=p2p_sync user=p2p_sync, or a URL; \
+         put values with spaces into single quotes, and leave sslmode out"
+    })?;
+    if server.get_ssl_mode() == SslMode::Require {
+        return Err(
+            "the proxy reaches Postgres without TLS: leave sslmode out, and use a Unix socket, loopback or a tunnel",
+        );
+    }
+    Ok(server)
+}
+
 /// Plans are made once a connection and by index: the tables may be empty when that happens, and large an hour later.
-fn pool(manager: Manager, size: usize, statement_timeout_ms: u32) -> Result<Pool, Problem> {
+fn pool(manager: Manager, size: usize, statement_timeout: Duration) -> Result<Pool, Problem> {
     let settings = format!(
-        "SET statement_timeout = {statement_timeout_ms}; SET plan_cache_mode = force_generic_plan; SET jit = off; \
-         SET enable_seqscan = off; SET client_min_messages = warning"
+        "SET statement_timeout = {}; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+         SET enable_seqscan = off; SET client_min_messages = warning",
+        statement_timeout.as_millis()
     );
     let greet = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
         let settings = settings.clone();
@@ -154,10 +164,8 @@ fn pool(manager: Manager, size: usize, statement_timeout_ms: u32) -> Result<Pool
     Pool::builder(manager)
         .max_size(size.max(1))
         .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(
-            Duration::from_millis(u64::from(statement_timeout_ms)).max(CONNECT_TIMEOUT),
-        ))
-        .create_timeout(Some(CONNECT_TIMEOUT * 2))
+        .wait_timeout(Some(statement_timeout.max(CONNECT_TIMEOUT)))
+        .create_timeout(Some(CREATE_TIMEOUT))
         .recycle_timeout(Some(CONNECT_TIMEOUT))
         .post_create(greet)
         .build()

@@ -9,23 +9,31 @@ use uuid::Uuid;
 use super::{Store, call::code_of, signed, unavailable, unsigned};
 use crate::operation::Outcome;
 
-const GET: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
-    stream_sequence, received_at FROM p2p_sync.states WHERE path = $1";
+/// As [`StateRow::of`] reads them.
+macro_rules! columns {
+    () => {
+        "path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, stream_sequence, received_at"
+    };
+}
 
-const SCAN: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
-    stream_sequence, received_at FROM p2p_sync.states \
-    WHERE path >= $1 AND path <= $2 AND path > $3 AND NOT deleted ORDER BY path LIMIT $4";
+const GET: &str = concat!("SELECT ", columns!(), " FROM p2p_sync.states WHERE path = $1");
 
-const CHANGES: &str = "SELECT path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, \
-    stream_sequence, received_at FROM ( \
-        (SELECT path, tenure, incarnation, sequence, deleted, payload, account_id, host_id, stream_sequence, received_at \
-            FROM p2p_sync.states WHERE stream = $1 AND stream_sequence > $2 AND NOT keeps_every \
-            ORDER BY stream_sequence LIMIT $3) \
-        UNION ALL \
-        (SELECT path, tenure, incarnation, sequence, deleted, payload, account_id, host_id, stream_sequence, received_at \
-            FROM p2p_sync.operations WHERE stream = $1 AND stream_sequence > $2 AND keeps_every \
-            ORDER BY stream_sequence LIMIT $3) \
-    ) AS changes ORDER BY stream_sequence LIMIT $3";
+const SCAN: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM p2p_sync.states WHERE path >= $1 AND path <= $2 AND path > $3 AND NOT deleted ORDER BY path LIMIT $4"
+);
+
+const CHANGES: &str = concat!(
+    "SELECT * FROM ((SELECT ",
+    columns!(),
+    " FROM p2p_sync.states WHERE stream = $1 AND stream_sequence > $2 AND NOT keeps_every \
+        ORDER BY stream_sequence LIMIT $3) \
+    UNION ALL (SELECT ",
+    columns!(),
+    " FROM p2p_sync.operations WHERE stream = $1 AND stream_sequence > $2 AND keeps_every \
+        ORDER BY stream_sequence LIMIT $3)) AS changes ORDER BY stream_sequence LIMIT $3"
+);
 
 const REJECTED: &str = "SELECT code, reason FROM p2p_sync.rejected_operations WHERE host_id = $1 \
     AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) LIMIT 1";
@@ -86,11 +94,7 @@ impl StateRow {
     pub fn to_wire(&self) -> v1::State {
         v1::State {
             path: self.path.clone(),
-            version: Some(v1::Version {
-                tenure: self.tenure,
-                incarnation: self.position.incarnation,
-                sequence: self.position.sequence,
-            }),
+            version: Some(self.position.version(self.tenure)),
             deleted: self.deleted,
             payload: self.payload.clone().unwrap_or_default().into_bytes().into(),
             account_id: self.account_id,
@@ -124,14 +128,6 @@ impl Store {
     pub async fn changes_since(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<StateRow>, Problem> {
         self.states(CHANGES, &[&stream, &signed(after), &i64::from(limit)])
             .await
-    }
-
-    /// The last position of a stream that is committed; 0 for a stream without any.
-    pub async fn stream_head(&self, stream: &str) -> Result<u64, Problem> {
-        let rows = self
-            .rows("SELECT head FROM p2p_sync.map_states WHERE stream = $1", &[&stream])
-            .await?;
-        Ok(rows.first().map_or(0, |row| unsigned(row.get(0))))
     }
 
     /// What became of an operation; `None` where it is not settled, or no longer known. Whether an operation that is not

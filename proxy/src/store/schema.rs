@@ -62,7 +62,13 @@ pub(super) async fn upgrade(client: &Client, embedding_dimensions: u32) -> Resul
             "BEGIN; SET LOCAL statement_timeout = 0; {sql}; \
              INSERT INTO p2p_sync.schema_version (version) VALUES ({version}); COMMIT"
         );
-        run(client, &step, &format!("the upgrade to version {version}")).await?;
+        run(client, &step).await.map_err(|reason| {
+            let sentence = format!(
+                "the upgrade to version {version} failed ({reason}), and the schema is as it was before this step: \
+                 put right what Postgres says, and run p2p-sync-proxy schema upgrade again"
+            );
+            Problem::new(Code::SchemaOutdated, sentence)
+        })?;
     }
     prepare(client, embedding_dimensions).await?;
     Ok(VERSION)
@@ -90,25 +96,28 @@ async fn is_empty(client: &Client) -> Result<bool, Problem> {
 }
 
 async fn create(client: &Client, embedding_dimensions: u32) -> Result<(), Problem> {
-    run(client, &without_psql(SQL, embedding_dimensions), "the schema").await?;
+    run(client, &without_psql(SQL, embedding_dimensions))
+        .await
+        .map_err(|reason| {
+            let sentence = format!(
+                "the schema cannot be made ({reason}): use Postgres 16 to 18 with pgvector installed, and a user that may \
+                 create schemas and extensions"
+            );
+            Problem::new(Code::SchemaMissing, sentence)
+        })?;
     tracing::info!(version = VERSION, embedding_dimensions, "made the schema p2p_sync");
     Ok(())
 }
 
-async fn run(client: &Client, sql: &str, what: &str) -> Result<(), Problem> {
+/// Runs a transaction; of one that fails nothing stays, and the error is Postgres' own sentence.
+async fn run(client: &Client, sql: &str) -> Result<(), String> {
     let Err(error) = client.batch_execute(sql).await else {
         return Ok(());
     };
     if let Err(error) = client.batch_execute("ROLLBACK").await {
         tracing::warn!(%error, "no rollback");
     }
-    Err(Problem::new(
-        Code::SchemaMissing,
-        format!(
-            "{what} cannot be made ({}): Postgres 14 or newer with pgvector is needed, and the right to create",
-            super::told(&error)
-        ),
-    ))
+    Err(super::told(&error))
 }
 
 /// Does what psql does with the file's head: its own commands go, its one variable is put in.

@@ -12,7 +12,7 @@ use p2p_sync_proto::{
     Code, Path, Policy, Position, Problem, Scope,
     ids::read_id,
     json,
-    limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, REASON_BYTES_MAX},
+    limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
     path::check_map,
     policy::Owner,
     v1::{self, OperationKind, operation::Payload},
@@ -28,6 +28,9 @@ use crate::{
 
 /// Operations checked before others get their turn on the thread: a large batch must not hold up a critical message.
 const OPS_PER_TURN: usize = 16;
+
+/// What is told of bytes that are no operation, and of an operation in other bytes than its own.
+const NOT_CANONICAL: &str = "the bytes are not an operation's canonical encoding; update the agent";
 
 /// A policy version that an operation made by the built-in policies carries.
 const BUILTIN_VERSION: u32 = 0;
@@ -100,28 +103,9 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn operation(&self, index: u32, bytes: &Bytes, seen: &mut HashSet<Position>) -> Result<ValidOp, Box<Refused>> {
-        let op = v1::Operation::decode(bytes.clone()).unwrap_or_default();
-        let refused = |position, problem: Problem| {
-            Box::new(Refused {
-                index,
-                operation_id: read_id(&op.operation_id).unwrap_or_default(),
-                position,
-                path: op.path.clone(),
-                data_type: Path::parse(&op.path).map_or(-1, |path| path.parts().data_type.into()),
-                payload: match &op.payload {
-                    Some(Payload::Full(payload)) => payload.to_vec(),
-                    _ => Vec::new(),
-                },
-                problem: shortened(problem),
-            })
-        };
-        // Another encoding of the same operation would have another hash when it is signed or forwarded.
-        if op.encoded_len() != bytes.len() || op.encode_to_vec() != bytes[..] {
-            return Err(refused(
-                None,
-                bad("the bytes are not an operation's canonical encoding; update the agent"),
-            ));
-        }
+        let op = v1::Operation::decode(bytes.clone())
+            .map_err(|_| Box::new(self.refused(index, &v1::Operation::default(), None, bad(NOT_CANONICAL))))?;
+        let refused = |position, problem| Box::new(self.refused(index, &op, position, problem));
         let position = self.position(&op).map_err(|problem| refused(None, problem))?;
         if !seen.insert(position) {
             return Err(refused(
@@ -129,8 +113,34 @@ impl Check<'_> {
                 bad("another operation of the message has the same version"),
             ));
         }
-        self.content(index, &op, position)
-            .map_err(|problem| refused(Some(position), problem))
+        // Another encoding of the same operation would have another hash when it is signed or forwarded.
+        let is_canonical = op.encoded_len() == bytes.len() && op.encode_to_vec() == bytes[..];
+        let checked = if is_canonical {
+            self.content(index, &op, position)
+        } else {
+            Err(bad(NOT_CANONICAL))
+        };
+        checked.map_err(|problem| refused(Some(position), problem))
+    }
+
+    /// What is kept of a refused operation: no more than a valid one may have, so that refusals fill no disk.
+    fn refused(&self, index: u32, op: &v1::Operation, position: Option<Position>, problem: Problem) -> Refused {
+        let data_type = Path::parse(&op.path).map(|path| path.parts().data_type).ok();
+        let payload_bytes_max = data_type.map_or(PAYLOAD_BYTES_MAX, |data_type| {
+            self.rules.policies.of(data_type).payload_bytes_max
+        });
+        Refused {
+            index,
+            operation_id: read_id(&op.operation_id).unwrap_or_default(),
+            position,
+            path: op.path[..op.path.floor_char_boundary(PATH_BYTES_MAX)].to_owned(),
+            data_type: data_type.map_or(-1, i32::from),
+            payload: match &op.payload {
+                Some(Payload::Full(payload)) => payload[..payload.len().min(payload_bytes_max)].to_vec(),
+                _ => Vec::new(),
+            },
+            problem: problem.shortened(),
+        }
     }
 
     /// Where the operation stands. What has no place in the host's order cannot be settled there.
@@ -261,7 +271,11 @@ impl Check<'_> {
 
 fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem> {
     let tenure = op.version.as_ref().map_or(0, |version| version.tenure);
-    for (name, counter) in [("tenure", tenure), ("edit", op.hub_edit_seen), ("clock", op.made_at_ms)] {
+    if tenure != 0 {
+        let sentence = "no lease has been granted, so nothing is written under a tenure: send it with tenure 0";
+        return Err(Problem::new(Code::NotLeaseHolder, sentence));
+    }
+    for (name, counter) in [("edit", op.hub_edit_seen), ("clock", op.made_at_ms)] {
         if counter > COUNTER_MAX {
             return Err(bad(&format!("the {name}'s number is larger than the hub counts")));
         }
@@ -272,16 +286,6 @@ fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem>
         }
         _ => Ok(()),
     }
-}
-
-/// Cut to what one outcome may say, between characters.
-fn shortened(mut problem: Problem) -> Problem {
-    if problem.sentence.len() > REASON_BYTES_MAX {
-        problem
-            .sentence
-            .truncate(problem.sentence.floor_char_boundary(REASON_BYTES_MAX));
-    }
-    problem
 }
 
 fn bad(what: &str) -> Problem {

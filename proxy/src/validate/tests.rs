@@ -1,4 +1,7 @@
-use p2p_sync_proto::v1::{OperationRef, SequenceRange, SyncDataType, Version};
+use p2p_sync_proto::{
+    limits::REASON_BYTES_MAX,
+    v1::{OperationRef, SequenceRange, SyncDataType, Version},
+};
 
 use super::*;
 
@@ -9,7 +12,7 @@ fn put() -> v1::Operation {
     v1::Operation {
         operation_id: Uuid::from_u128(1).as_bytes().to_vec().into(),
         version: Some(Version {
-            tenure: 1,
+            tenure: 0,
             incarnation: INCARNATION,
             sequence: 5,
         }),
@@ -141,7 +144,8 @@ fn each_malformed_operation_is_refused_with_its_code_and_settles() {
             },
             Code::BadOperation,
         ),
-        (with_version(u64::MAX, INCARNATION, 5), Code::BadOperation),
+        (with_version(1, INCARNATION, 5), Code::NotLeaseHolder),
+        (with_version(u64::MAX, INCARNATION, 5), Code::NotLeaseHolder),
         (
             v1::Operation {
                 hub_edit_seen: u64::MAX,
@@ -209,9 +213,9 @@ fn what_has_no_place_in_the_hosts_order_settles_nothing() {
     let rules = Rules::builtin();
     for op in [
         v1::Operation { version: None, ..put() },
-        with_version(1, INCARNATION, 0),
-        with_version(1, INCARNATION, u64::MAX),
-        with_version(1, INCARNATION + 1, 1),
+        with_version(0, INCARNATION, 0),
+        with_version(0, INCARNATION, u64::MAX),
+        with_version(0, INCARNATION + 1, 1),
     ] {
         let refused = check(&rules, &op).expect_err("no position");
         assert_eq!((refused.problem.code, refused.position), (Code::BadOperation, None));
@@ -229,17 +233,47 @@ fn only_the_canonical_bytes_are_an_operation() {
     let canonical = put().encode_to_vec();
     let unknown_field = [canonical.as_slice(), &[0xf8, 0x07, 0x01]].concat();
     let twice = [canonical.as_slice(), &[0x28, 0x00]].concat();
-    for bytes in [
-        unknown_field,
-        twice,
-        b"\xff\xff".to_vec(),
-        canonical[..canonical.len() - 1].to_vec(),
+    let cut = canonical[..canonical.len() - 1].to_vec();
+    let readable = Some(Position {
+        incarnation: INCARNATION,
+        sequence: 5,
+    });
+    for (bytes, position) in [
+        (unknown_field, readable),
+        (twice, readable),
+        (b"\xff\xff".to_vec(), None),
+        (cut, None),
     ] {
         let refused = check
             .operation(0, &bytes.into(), &mut HashSet::new())
             .expect_err("not canonical");
-        assert_eq!((refused.problem.code, refused.position), (Code::BadOperation, None));
+        assert_eq!(
+            (refused.problem.code, refused.position),
+            (Code::BadOperation, position),
+            "what can be placed settles, so that nothing waits for it"
+        );
     }
+}
+
+#[test]
+fn no_more_is_kept_of_a_refused_operation_than_a_valid_one_may_have() {
+    let rules = Rules::builtin();
+    let huge = v1::Operation {
+        path: "é".repeat(PATH_BYTES_MAX),
+        ..with_payload(&"0".repeat(PAYLOAD_BYTES_MAX + 1))
+    };
+    let refused = check(&rules, &huge).expect_err("no path");
+    assert_eq!(
+        (refused.path.len(), refused.payload.len()),
+        (PATH_BYTES_MAX, PAYLOAD_BYTES_MAX)
+    );
+    let small = Policy {
+        payload_bytes_max: 100,
+        ..rules.policies.of(SyncDataType::MonsterData).clone()
+    };
+    let rules = rules.with_policy(1, small);
+    let refused = check(&rules, &with_payload(&"0".repeat(101))).expect_err("too large");
+    assert_eq!((refused.problem.code, refused.payload.len()), (Code::TooLarge, 100));
 }
 
 #[test]

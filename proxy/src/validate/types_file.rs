@@ -52,28 +52,6 @@ const BUILTIN_SCHEMAS: [(&str, &str); 8] = [
     ),
 ];
 
-/// How long what is known of a type stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Vanishes when its map starts anew, because its runtime ids are used again.
-    Tenure,
-    /// Until it is deleted.
-    Forever,
-}
-
-/// Who wins where the hub has edited a path that a host writes without knowing of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conflict {
-    /// The version that is newer.
-    Newest,
-    /// The hub's edit.
-    Hub,
-    /// The host's operation.
-    Host,
-    /// Neither is lost: the edit stays, and the operation is shown to the operator.
-    KeepBoth,
-}
-
 /// What holds for one type on the hub, beyond the policy that agents get too.
 #[derive(Clone, Debug)]
 pub struct TypeRules {
@@ -81,10 +59,6 @@ pub struct TypeRules {
     pub history: History,
     /// What the payload has to look like.
     pub schema: Option<Schema>,
-    /// How long what is known stays.
-    pub lifetime: Lifetime,
-    /// Who wins against an edit of the hub.
-    pub conflict: Conflict,
 }
 
 /// What holds for every type.
@@ -215,8 +189,6 @@ impl Default for TypeRules {
         Self {
             history: History::All,
             schema: None,
-            lifetime: Lifetime::Forever,
-            conflict: Conflict::KeepBoth,
         }
     }
 }

@@ -9,10 +9,10 @@ use p2p_sync_proto::{
 };
 use toml::{Table, Value};
 
-use super::{Conflict, Lifetime, TypeRules, bad};
+use super::{TypeRules, bad};
 use crate::{operation::History, validate::schema::Schema};
 
-const MEMBERS: [&str; 10] = [
+const MEMBERS: [&str; 8] = [
     "owner",
     "keep",
     "critical",
@@ -21,8 +21,6 @@ const MEMBERS: [&str; 10] = [
     "history",
     "payload_bytes_max",
     "schema",
-    "lifetime",
-    "conflict",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -45,8 +43,8 @@ impl Section<'_> {
             ("account", Owner::Account),
             ("host", Owner::Host),
         ];
-        let owner = self.choice("owner", &owners, None);
-        let keep = self.choice("keep", &[("latest", Keep::Latest), ("every", Keep::Every)], None);
+        let owner = self.choice("owner", &owners);
+        let keep = self.choice("keep", &[("latest", Keep::Latest), ("every", Keep::Every)]);
         let policy = Policy {
             data_type,
             owner,
@@ -62,18 +60,9 @@ impl Section<'_> {
                 "belongs to types whose owner is \"char\", and only to those",
             );
         }
-        let lifetimes = [("tenure", Lifetime::Tenure), ("forever", Lifetime::Forever)];
-        let conflicts = [
-            ("newest", Conflict::Newest),
-            ("hub", Conflict::Hub),
-            ("host", Conflict::Host),
-            ("keep_both", Conflict::KeepBoth),
-        ];
         let rules = TypeRules {
             history: self.history(keep),
             schema: self.schema(schema),
-            lifetime: self.choice("lifetime", &lifetimes, Some(Lifetime::Forever)),
-            conflict: self.choice("conflict", &conflicts, Some(Conflict::KeepBoth)),
         };
         (policy, rules)
     }
@@ -93,21 +82,15 @@ impl Section<'_> {
         }
     }
 
-    /// One of several words; without a default it has to be given.
-    fn choice<T: Copy>(&mut self, member: &str, choices: &[(&str, T)], default: Option<T>) -> T {
-        let written = self.members.get(member);
-        let chosen = written
-            .and_then(Value::as_str)
-            .and_then(|text| choices.iter().find(|(word, _)| *word == text));
-        match (chosen, written, default) {
-            (Some((_, value)), ..) => *value,
-            (None, None, Some(value)) => value,
-            _ => {
-                let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
-                self.refuse(member, &format!("expected one of {}", words.join(", ")));
-                choices[0].1
-            }
+    /// One of several words; it has to be given.
+    fn choice<T: Copy>(&mut self, member: &str, choices: &[(&str, T)]) -> T {
+        let written = self.members.get(member).and_then(Value::as_str);
+        if let Some((_, value)) = choices.iter().find(|(word, _)| written == Some(*word)) {
+            return *value;
         }
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+        self.refuse(member, &format!("expected one of {}", words.join(", ")));
+        choices[0].1
     }
 
     fn text(&mut self, member: &str) -> Option<String> {
