@@ -1,0 +1,10 @@
+//! Whole systems: what starts hubs, agents, Postgres and Redis, the recording they are fed with, the demo and the load run.
+
+pub mod demo;
+pub mod faulty_link;
+#[cfg(target_os = "linux")]
+pub mod load;
+pub mod recording;
+#[cfg(target_os = "linux")]
+pub mod services;
+pub mod stack;

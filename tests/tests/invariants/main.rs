@@ -1,0 +1,12 @@
+//! What must never happen, one test or more for each: a real hub and real agents over a real Postgres and a real Redis,
+//! verified by SQL. The number in a test's name is the invariant's.
+
+mod bounds;
+mod crash;
+mod full;
+mod order;
+mod repetition;
+mod secrecy;
+mod waiting;
+mod wire;
+mod world;

@@ -1,0 +1,147 @@
+//! A host without an agent: messages sealed by hand, to be sent in any order and as often as wanted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use p2p_sync_proto::{
+    PROTOCOL_VERSION,
+    envelope::Lane,
+    ids::new_id,
+    keys::{Credential, Direction},
+    limits::SEALED_BYTES_MAX,
+    message::{self, Label},
+    v1::{
+        self, BatchReply, Operation, OperationBatch, OperationKind, Sealed, bulk_client::BulkClient,
+        critical_client::CriticalClient, operation::Payload, session_client::SessionClient,
+    },
+};
+use prost::{Message, bytes::Bytes};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use uuid::Uuid;
+
+/// A host by its credential, with the incarnation of an outbox that it does not have.
+pub(crate) struct WireHost {
+    credential: Credential,
+    endpoint: String,
+    incarnation: u64,
+    sent: AtomicU64,
+}
+
+impl WireHost {
+    pub(crate) fn new(endpoint: &str, credential: &str) -> Self {
+        let credential = Credential::parse(credential).expect("the hub gave it");
+        Self {
+            credential,
+            endpoint: endpoint.to_owned(),
+            incarnation: 7,
+            sent: AtomicU64::new(0),
+        }
+    }
+
+    /// A connection on which the hello is said.
+    pub(crate) async fn connect(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.endpoint.clone()).expect("an address");
+        let channel = endpoint.connect().await.expect("the hub serves");
+        let hello = v1::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            opening_id: self.credential.host_id.as_bytes().to_vec().into(),
+            incarnation: self.incarnation,
+            oldest_incarnation: 1,
+            ..Default::default()
+        };
+        let sealed = self.seal(Lane::Hello, &hello);
+        let answer = SessionClient::new(channel.clone())
+            .hello(sealed)
+            .await
+            .expect("the host is admitted");
+        let reply: v1::HelloReply = self.open(answer.get_ref());
+        assert_eq!(reply.code(), v1::RejectCode::None, "{}", reply.message);
+        channel
+    }
+
+    pub(crate) fn seal(&self, lane: Lane, message: &impl Message) -> Sealed {
+        let label = self.label(lane);
+        message::seal(&self.credential.to_hub, Direction::ToHub, &label, message)
+    }
+
+    /// A label that was not used yet.
+    pub(crate) fn label(&self, lane: Lane) -> Label {
+        let sequence = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        Label::from_credential(&self.credential, self.incarnation, sequence, new_id(), lane)
+    }
+
+    pub(crate) fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    fn open<M: Message + Default>(&self, sealed: &Sealed) -> M {
+        let label = Label::read(sealed).expect("the hub's label");
+        message::open(&self.credential.to_host, Direction::ToHost, &label, sealed).expect("the hub's seal")
+    }
+
+    /// Sends a message by the critical lane.
+    pub(crate) async fn critical(&self, channel: &Channel, sealed: Sealed) -> Result<BatchReply, Status> {
+        let mut client = CriticalClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
+        let answer = client.apply(sealed).await?;
+        Ok(self.open(answer.get_ref()))
+    }
+
+    /// Sends messages by one stream of the bulk lane; gives the answers, which come in the same order.
+    pub(crate) async fn bulk(&self, channel: &Channel, messages: Vec<Sealed>) -> Result<Vec<BatchReply>, Status> {
+        let mut client = BulkClient::new(channel.clone()).max_decoding_message_size(SEALED_BYTES_MAX);
+        let mut answers = client.stream(tokio_stream::iter(messages)).await?.into_inner();
+        let mut replies = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            replies.push(self.open(&answer));
+        }
+        Ok(replies)
+    }
+
+    /// A PUT, or with no payload a DELETE, at a sequence.
+    pub(crate) fn operation(&self, sequence: u64, path: &str, payload: Option<&str>) -> Operation {
+        Operation {
+            operation_id: new_id().as_bytes().to_vec().into(),
+            version: Some(v1::Version {
+                tenure: 0,
+                incarnation: self.incarnation,
+                sequence,
+            }),
+            path: path.to_owned(),
+            kind: if payload.is_some() {
+                OperationKind::Put
+            } else {
+                OperationKind::Delete
+            }
+            .into(),
+            account_id: 2_000_001,
+            made_at_ms: 1_700_000_000_000,
+            payload: payload.map(|json| Payload::Full(Bytes::copy_from_slice(json.as_bytes()))),
+            ..Default::default()
+        }
+    }
+
+    /// Names the operation before this one on its path.
+    pub(crate) fn after(&self, predecessor: Option<u64>, operation: Operation) -> Operation {
+        let reference = |sequence| v1::OperationRef {
+            incarnation: self.incarnation,
+            sequence,
+        };
+        Operation {
+            predecessor: predecessor.map(reference),
+            ..operation
+        }
+    }
+}
+
+pub(crate) fn batch(operations: &[Operation]) -> OperationBatch {
+    OperationBatch {
+        operations: operations.iter().map(|one| one.encode_to_vec().into()).collect(),
+        withdrawn: vec![],
+    }
+}
+
+pub(crate) fn id_of(operation: &Operation) -> Uuid {
+    Uuid::from_slice(&operation.operation_id).expect("16 bytes")
+}

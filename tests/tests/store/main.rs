@@ -1,0 +1,10 @@
+//! The store over a real Postgres: what it promises about order, repetition, refusal and outage.
+
+mod fixture;
+mod order;
+mod outage;
+mod refusal;
+mod repetition;
+mod schema;
+mod streams;
+mod upkeep;
