@@ -1,4 +1,6 @@
-use super::*;
+use std::time::Duration;
+
+use super::{conflation::CONFLATE_ABOVE_OPS, *};
 
 fn entry(sequence: u64, path: &str) -> Entry {
     Entry {

@@ -1,0 +1,96 @@
+//! What was sent and not settled: when it is tried again.
+
+use std::time::{Duration, Instant};
+
+use super::{Flight, Pending, Position, Slot, Stage};
+
+/// An operation is tried without its predecessor having been seen to settle; a safety net.
+const FOLLOWER_DELAY: Duration = Duration::from_secs(5);
+
+impl Pending {
+    /// Puts back what a flight took and what was not settled, each to be tried again after its own delay.
+    pub(crate) fn put_back(&mut self, flight: &Flight, now: Instant, delay: impl Fn(u32) -> Duration) {
+        for position in &flight.taken {
+            self.retry(*position, now, &delay);
+        }
+        if !flight.withdrawn.is_empty() {
+            self.withdrawn_in_flight = false;
+        }
+    }
+
+    /// Puts one operation back, to be tried again after its delay.
+    pub(super) fn retry(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
+        if let Some(slot) = self.slots.get_mut(&position)
+            && slot.stage == Stage::InFlight
+        {
+            let until = now + delay(slot.attempts);
+            slot.stage = Stage::Delayed(until);
+            self.delayed.insert((until, position));
+        }
+    }
+
+    /// Puts one operation back whose predecessor the hub has not settled. It is tried again as soon as that is settled;
+    /// if it is not here to be seen settling, after the delay. One whose predecessor is on disk alone goes there too,
+    /// for it would keep it out of memory.
+    pub(crate) fn not_yet(&mut self, position: Position, now: Instant, delay: impl Fn(u32) -> Duration) {
+        let Some(Slot { entry, .. }) = self.slots.get(&position) else {
+            return;
+        };
+        let predecessor = entry.predecessor;
+        let is_here = predecessor.is_some_and(|before| self.slots.contains_key(&before));
+        let is_on_disk = !is_here && predecessor.is_some_and(|before| self.is_on_disk(before));
+        if is_on_disk && entry.spooled {
+            self.remove(position);
+            self.leave_to_disk(position, position);
+        } else if is_here || is_on_disk {
+            self.retry(position, now, |_| FOLLOWER_DELAY);
+        } else {
+            self.retry(position, now, delay);
+        }
+    }
+
+    /// Queues the delayed operations that follow one another on the path of one that goes.
+    pub(super) fn release_followers(&mut self, mut position: Position) {
+        while let Some(&follower) = self.followers.get(&position)
+            && let Some(Slot {
+                stage: Stage::Delayed(until),
+                ..
+            }) = self.slots.get(&follower)
+        {
+            self.delayed.remove(&(*until, follower));
+            self.requeue(follower);
+            position = follower;
+        }
+    }
+
+    /// Forgets the delays: the link answers again.
+    pub(crate) fn retry_now(&mut self) {
+        while let Some((_, position)) = self.delayed.pop_first() {
+            self.requeue(position);
+        }
+    }
+
+    /// Queues what has waited long enough; gives the time of the next that has not.
+    pub(crate) fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(&(until, position)) = self.delayed.first() {
+            if until > now {
+                return Some(until);
+            }
+            self.delayed.pop_first();
+            self.requeue(position);
+        }
+        None
+    }
+
+    pub(super) fn requeue(&mut self, position: Position) {
+        if let Some(slot) = self.slots.get_mut(&position) {
+            slot.stage = Stage::Waiting;
+            let queue = if slot.entry.critical {
+                &mut self.critical
+            } else {
+                &mut self.backlog
+            };
+            queue.insert(position);
+        }
+    }
+}
