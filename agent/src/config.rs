@@ -16,78 +16,27 @@ use p2p_sync_proto::{
 
 /// Every key of the file, with what holds when it is not there.
 pub const KEYS: [Key; 18] = [
-    Key {
-        name: "main_server_endpoint",
-        default: "http://127.0.0.1:50051",
-    },
-    Key {
-        name: "encryption_key",
-        default: "",
-    },
-    Key {
-        name: "enabled",
-        default: "yes",
-    },
-    Key {
-        name: "critical_timeout_ms",
-        default: "500",
-    },
-    Key {
-        name: "critical_data_types",
-        default: "MAP_STATE,MONSTER_DATA,PLAYER_POSITION,CRITICAL_GAME_STATE,SECURITY_VALIDATION,PLAYER_PRESENCE",
-    },
-    Key {
-        name: "sync_interval_ms",
-        default: "50",
-    },
-    Key {
-        name: "batch_size",
-        default: "256",
-    },
-    Key {
-        name: "max_queue_size",
-        default: "10000",
-    },
-    Key {
-        name: "worker_threads",
-        default: "2",
-    },
-    Key {
-        name: "conflation",
-        default: "yes",
-    },
-    Key {
-        name: "upload_limit_kbps",
-        default: "0",
-    },
-    Key {
-        name: "connect_timeout_ms",
-        default: "3000",
-    },
-    Key {
-        name: "retry_delay_ms",
-        default: "100",
-    },
-    Key {
-        name: "retry_delay_max_ms",
-        default: "5000",
-    },
-    Key {
-        name: "outbox_path",
-        default: "p2p_sync_outbox",
-    },
-    Key {
-        name: "outbox_max_mb",
-        default: "1024",
-    },
-    Key {
-        name: "result_keep_seconds",
-        default: "300",
-    },
-    Key {
-        name: "debug_mode",
-        default: "no",
-    },
+    Key::new("main_server_endpoint", "http://127.0.0.1:50051"),
+    Key::new("encryption_key", ""),
+    Key::new("enabled", "yes"),
+    Key::new("critical_timeout_ms", "500"),
+    Key::new(
+        "critical_data_types",
+        "MAP_STATE,MONSTER_DATA,PLAYER_POSITION,CRITICAL_GAME_STATE,SECURITY_VALIDATION,PLAYER_PRESENCE",
+    ),
+    Key::new("sync_interval_ms", "50"),
+    Key::new("batch_size", "256"),
+    Key::new("max_queue_size", "10000"),
+    Key::new("worker_threads", "2"),
+    Key::new("conflation", "yes"),
+    Key::new("upload_limit_kbps", "0"),
+    Key::new("connect_timeout_ms", "3000"),
+    Key::new("retry_delay_ms", "100"),
+    Key::new("retry_delay_max_ms", "5000"),
+    Key::new("outbox_path", "p2p_sync_outbox"),
+    Key::new("outbox_max_mb", "1024"),
+    Key::new("result_keep_seconds", "300"),
+    Key::new("debug_mode", "no"),
 ];
 
 /// Keys that belong to the hub. A volunteer's file that has one holds a secret it should not.
