@@ -111,6 +111,7 @@ CREATE TABLE IF NOT EXISTS p2p_sync.states (
     sequence         bigint NOT NULL,
     host_id          uuid NOT NULL,
     operation_id     uuid NOT NULL,
+    in_group         boolean NOT NULL,
     account_id       bigint NOT NULL,
     map              text NOT NULL,
     deleted          boolean NOT NULL,
@@ -126,6 +127,7 @@ CREATE INDEX IF NOT EXISTS states_by_stream ON p2p_sync.states (stream, stream_s
 CREATE INDEX IF NOT EXISTS states_tombstones ON p2p_sync.states (received_at) WHERE deleted;
 COMMENT ON TABLE p2p_sync.states IS 'The newest version of each path';
 COMMENT ON COLUMN p2p_sync.states.tenure IS 'A higher tenure wins; within one, a host''s own (incarnation, sequence), and between hosts who comes last. Never a clock';
+COMMENT ON COLUMN p2p_sync.states.in_group IS 'Written by a group, whose id is `operation_id`';
 COMMENT ON COLUMN p2p_sync.states.deleted IS 'A tombstone: what is older than it stays away. Purged after its retention';
 COMMENT ON COLUMN p2p_sync.states.logged_at IS 'When an operation of this path was last logged, for types that are sampled';
 COMMENT ON COLUMN p2p_sync.states.hub_edit IS
@@ -136,6 +138,7 @@ CREATE TABLE IF NOT EXISTS p2p_sync.operations (
     stream_sequence  bigint NOT NULL,
     received_at      timestamptz NOT NULL,
     operation_id     uuid NOT NULL,
+    in_group         boolean NOT NULL,
     path             text COLLATE "C" NOT NULL,
     data_type        smallint NOT NULL,
     keeps_every      boolean NOT NULL,
@@ -155,6 +158,8 @@ CREATE INDEX IF NOT EXISTS operations_every ON p2p_sync.operations (stream, stre
 CREATE INDEX IF NOT EXISTS operations_by_id ON p2p_sync.operations (operation_id);
 CREATE TABLE IF NOT EXISTS p2p_sync.operations_default PARTITION OF p2p_sync.operations DEFAULT;
 COMMENT ON TABLE p2p_sync.operations IS 'The log, one partition a day (UTC). Payloads are kept for the retention';
+COMMENT ON COLUMN p2p_sync.operations.in_group IS
+    'A member of a group: all have the group''s id as `operation_id`, in each stream that the group touches';
 COMMENT ON COLUMN p2p_sync.operations.superseded IS 'It came when its path held a newer version; of types kept as latest';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.rejected_operations (
@@ -176,7 +181,9 @@ CREATE INDEX IF NOT EXISTS rejected_by_operation ON p2p_sync.rejected_operations
 CREATE UNIQUE INDEX IF NOT EXISTS rejected_without_position
     ON p2p_sync.rejected_operations (host_id, operation_id) WHERE sequence IS NULL;
 COMMENT ON TABLE p2p_sync.rejected_operations IS 'Dead letters: what was refused for good, with the reason told to its host';
-COMMENT ON COLUMN p2p_sync.rejected_operations.payload IS 'As it came: may be no JSON, nor text';
+COMMENT ON COLUMN p2p_sync.rejected_operations.path IS 'Empty for a group, which has one row';
+COMMENT ON COLUMN p2p_sync.rejected_operations.payload IS
+    'As it came: may be no JSON, nor text. Of a group its members: [{"path", "account_id", "map", "data"}]';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.limbo_operations (
     host_id       uuid NOT NULL,
@@ -295,10 +302,12 @@ $$;
 -- Applies what one message holds of one incarnation of one host's outbox. Called as a statement of its own it is one
 -- transaction: what it returns is committed when the caller reads it.
 --
--- Operations come as parallel arrays in the order of their sequences, each sequence once. `p_batch`, `p_refused` and
+-- Operations come as parallel arrays in the order of their sequences, each sequence once, or once for each member of a
+-- group: those are decided together. `p_batch`, `p_refused` and
 -- `p_withdrawn` are sets of sequences: to be applied, to be refused, never to come.
 --   p_streams, p_stream_counts   the streams of the operations, sorted, and how many operations each has
 --   p_stream_of, p_stream_back   per operation: which of `p_streams`, and how many operations of that stream follow it
+--   p_in_group                   per operation: a member of a group; empty when none is
 --   p_log_seconds                per operation: 0 is always logged, n at most every n seconds a path, NULL never
 --
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
@@ -307,7 +316,7 @@ $$;
 --
 -- The result: `closed` (nothing was done), `waiting` (not settled, to be sent again), `refused_before` (was to be refused,
 -- but an earlier call had settled it), `told_*` (what an earlier call had rejected, with the reason given then) and
--- `decided_*` (0 applied, 1 superseded, 2 conflict with an edit by the hub). An operation in none of them was applied by
+-- `decided_*` (0 applied, 1 superseded, 2 conflict with an edit by the hub), by place in the arrays. An operation in none of them was applied by
 -- an earlier call.
 CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_host uuid, p_incarnation bigint, p_gaps_max integer,
@@ -317,13 +326,13 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_stream_of integer[], p_stream_back bigint[],
     p_operation_ids uuid[], p_tenures bigint[], p_paths text[], p_data_types smallint[], p_keeps_every boolean[],
     p_log_seconds integer[], p_deleted boolean[], p_account_ids bigint[], p_maps text[], p_hub_edits_seen bigint[],
-    p_made_at_ms bigint[], p_payloads jsonb[],
+    p_made_at_ms bigint[], p_payloads jsonb[], p_in_group boolean[],
     p_refused_sequences bigint[], p_refused_ids uuid[], p_refused_paths text[], p_refused_types integer[],
     p_refused_codes integer[], p_refused_reasons text[], p_refused_payloads bytea[],
     p_conflict_code integer, p_conflict_reason text,
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
     OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[],
-    OUT decided_sequences bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[]
+    OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     v_hub uuid;
@@ -332,6 +341,7 @@ DECLARE
     v_new int8multirange;
     v_operation record;
     v_heads bigint[];
+    v_conflicting bigint[] := '{}';
 BEGIN
     received_at_ms := floor(extract(epoch FROM now()) * 1000);
 
@@ -379,6 +389,8 @@ BEGIN
                 ELSE
                     CONTINUE WHEN v_after @> v_operation.predecessor;
                 END IF;
+                -- Another member of its group waits already.
+                CONTINUE WHEN NOT v_after @> v_operation.sequence;
                 v_after := v_after - int8multirange(int8range(v_operation.sequence, v_operation.sequence, '[]'));
                 waiting := waiting || v_operation.sequence;
             END LOOP;
@@ -429,6 +441,14 @@ BEGIN
     )
     SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;
 
+    -- A group with one member that conflicts is refused whole.
+    IF cardinality(p_in_group) > 0 THEN
+        SELECT coalesce(array_agg(o.sequence), '{}') INTO v_conflicting
+            FROM unnest(p_sequences, p_paths, p_hub_edits_seen, p_in_group) AS o(sequence, path, hub_edit_seen, in_group)
+            JOIN p2p_sync.states AS s ON s.path = o.path
+            WHERE o.in_group AND v_new @> o.sequence AND s.hub_edit <> o.hub_edit_seen;
+    END IF;
+
     -- With the streams locked, what this statement reads of their states is what it writes over.
     -- Incarnations are counted by each host's own outbox and order the operations of that host alone. Until leases give each
     -- writer a tenure of its own, hosts that write one path share a tenure, and among them the one that comes last wins.
@@ -437,47 +457,49 @@ BEGIN
         SELECT *, newer AND NOT conflicts AND row_number() OVER (
                 PARTITION BY path ORDER BY newer AND NOT conflicts DESC, tenure DESC, sequence DESC) = 1 AS is_newest
             FROM (
-                SELECT o.*, v_heads[o.stream_of] - o.stream_back AS number,
-                        coalesce(s.hub_edit <> o.hub_edit_seen, false) AS conflicts,
+                SELECT o.*, coalesce(o.grouped, false) AS in_group, v_heads[o.stream_of] - o.stream_back AS number,
+                        coalesce(s.hub_edit <> o.hub_edit_seen, false) OR o.sequence = ANY (v_conflicting) AS conflicts,
                         coalesce(o.tenure > s.tenure OR o.tenure = s.tenure AND (
                             s.host_id <> p_host OR (p_incarnation, o.sequence) > (s.incarnation, s.sequence)), true) AS newer,
                         o.log_seconds = 0
                             OR coalesce(s.logged_at, '-infinity') <= now() - make_interval(secs => o.log_seconds) AS log_is_due
                     FROM unnest(p_sequences, p_stream_of, p_stream_back, p_operation_ids, p_tenures, p_paths, p_data_types,
                             p_keeps_every, p_log_seconds, p_deleted, p_account_ids, p_maps, p_hub_edits_seen, p_made_at_ms,
-                            p_payloads)
-                        AS o(sequence, stream_of, stream_back, operation_id, tenure, path, data_type, keeps_every,
-                            log_seconds, deleted, account_id, map, hub_edit_seen, made_at_ms, payload)
+                            p_payloads, p_in_group)
+                        WITH ORDINALITY AS o(sequence, stream_of, stream_back, operation_id, tenure, path, data_type,
+                            keeps_every, log_seconds, deleted, account_id, map, hub_edit_seen, made_at_ms, payload, grouped,
+                            place)
                     LEFT JOIN LATERAL (SELECT hub_edit, host_id, tenure, incarnation, sequence, logged_at
                         FROM p2p_sync.states WHERE states.path = o.path LIMIT 1) AS s ON true
                     WHERE v_new @> o.sequence
             ) AS compared
     ), written AS (
         INSERT INTO p2p_sync.states AS s (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation,
-                sequence, host_id, operation_id, account_id, map, deleted, payload, received_at, logged_at, origin_hub)
+                sequence, host_id, operation_id, in_group, account_id, map, deleted, payload, received_at, logged_at,
+                origin_hub)
             SELECT path, p_streams[stream_of], number, data_type, keeps_every, tenure, p_incarnation,
-                    sequence, p_host, operation_id, account_id, map, deleted, payload, now(),
+                    sequence, p_host, operation_id, in_group, account_id, map, deleted, payload, now(),
                     CASE WHEN log_is_due THEN now() END, v_hub
                 FROM decided WHERE is_newest
             ON CONFLICT (path) DO UPDATE SET
                 stream_sequence = excluded.stream_sequence, data_type = excluded.data_type,
                 keeps_every = excluded.keeps_every, tenure = excluded.tenure, incarnation = excluded.incarnation,
                 sequence = excluded.sequence, host_id = excluded.host_id, operation_id = excluded.operation_id,
-                account_id = excluded.account_id, map = excluded.map, deleted = excluded.deleted,
+                in_group = excluded.in_group, account_id = excluded.account_id, map = excluded.map, deleted = excluded.deleted,
                 payload = excluded.payload, received_at = excluded.received_at,
                 logged_at = coalesce(excluded.logged_at, s.logged_at), origin_hub = excluded.origin_hub
     ), logged AS (
-        INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, path, data_type, keeps_every,
-                tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded, origin_hub)
-            SELECT p_streams[stream_of], number, now(), operation_id, path, data_type, keeps_every,
+        INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, in_group, path, data_type,
+                keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded, origin_hub)
+            SELECT p_streams[stream_of], number, now(), operation_id, in_group, path, data_type, keeps_every,
                     tenure, p_incarnation, sequence, p_host, account_id, map, deleted, payload, made_at_ms,
                     NOT (is_newest OR keeps_every), v_hub
                 FROM decided
                 WHERE NOT conflicts AND (log_seconds = 0 OR is_newest AND log_is_due)
     )
-    SELECT array_agg(sequence), array_agg(number),
+    SELECT array_agg(place), array_agg(number),
             array_agg(CASE WHEN conflicts THEN 2 WHEN is_newest OR keeps_every THEN 0 ELSE 1 END::smallint)
-        INTO decided_sequences, decided_numbers, decided_outcomes
+        INTO decided_rows, decided_numbers, decided_outcomes
         FROM decided;
 
     IF 2 = ANY (decided_outcomes) THEN
@@ -485,10 +507,21 @@ BEGIN
                 (host_id, incarnation, sequence, operation_id, path, data_type, code, reason, payload)
             SELECT p_host, p_incarnation, o.sequence, o.operation_id, o.path, o.data_type,
                     p_conflict_code, p_conflict_reason, convert_to(coalesce(o.payload::text, ''), 'UTF8')
-                FROM unnest(p_sequences, p_operation_ids, p_paths, p_data_types, p_payloads)
-                    AS o(sequence, operation_id, path, data_type, payload)
-                JOIN unnest(decided_sequences, decided_outcomes) AS d(sequence, outcome) USING (sequence)
-                WHERE d.outcome = 2;
+                FROM unnest(p_sequences, p_operation_ids, p_paths, p_data_types, p_payloads, p_in_group)
+                    WITH ORDINALITY AS o(sequence, operation_id, path, data_type, payload, grouped, place)
+                JOIN unnest(decided_rows, decided_outcomes) AS d(place, outcome) USING (place)
+                WHERE d.outcome = 2 AND o.grouped IS NOT TRUE
+            UNION ALL
+            SELECT p_host, p_incarnation, o.sequence, (array_agg(o.operation_id))[1], '', -1,
+                    p_conflict_code, p_conflict_reason,
+                    convert_to(jsonb_agg(jsonb_build_object('path', o.path, 'account_id', o.account_id, 'map', o.map)
+                            || CASE WHEN o.deleted THEN '{}' ELSE jsonb_build_object('data', o.payload) END
+                        ORDER BY o.place)::text, 'UTF8')
+                FROM unnest(p_sequences, p_operation_ids, p_paths, p_account_ids, p_maps, p_deleted, p_payloads, p_in_group)
+                    WITH ORDINALITY AS o(sequence, operation_id, path, account_id, map, deleted, payload, grouped, place)
+                JOIN unnest(decided_rows, decided_outcomes) AS d(place, outcome) USING (place)
+                WHERE d.outcome = 2 AND o.grouped
+                GROUP BY o.sequence;
     END IF;
 END $$;
 COMMENT ON FUNCTION p2p_sync.apply_batch IS 'Applies one message of one host, all in one transaction: see the schema''s file';

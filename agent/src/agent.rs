@@ -1,5 +1,10 @@
 //! The agent: lanes, outbox and link put together.
 
+mod cache;
+mod serving;
+
+pub(crate) use serving::Made;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -12,22 +17,34 @@ use std::{
 };
 
 use p2p_sync_proto::{Code, Policies, Problem, path::Path, v1};
-use tokio::{runtime::Runtime, sync::Notify};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::Notify,
+};
 use uuid::Uuid;
 
 use crate::{
+    clients::Clients,
     config::Config,
-    lanes::{Lanes, Submission},
+    counters::{Counters, Counts, add},
+    events::{self, AgentEvent, Events},
+    lanes::{Lanes, Submission, Taken},
     link::{self, LinkState, Puller},
     outbox::{DeadLetter, Outbox},
     pending::Pending,
+    questions::{Question, Questions},
     results::{Event, Observer, OperationState, Results, Settled},
     shared::Shared,
     spooler::{Alarm, Spooler},
+    subscriptions::{Subscription, Subscriptions},
+    threads,
+    watch::Watch,
 };
 
 /// For the thread that holds the outbox to answer a question about it.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a shutdown looks whether the outbox is written.
+const SPOOLER_LOOK: Duration = Duration::from_millis(1);
 /// For messages on their way, at shutdown; what is not answered by then is sent again at the next start.
 const LINK_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -38,10 +55,12 @@ pub struct Agent {
     runtime: Mutex<Option<Runtime>>,
     spooler: Mutex<Option<JoinHandle<()>>>,
     puller: Arc<Puller>,
+    questions: Arc<Questions>,
+    subscriptions: Arc<Subscriptions>,
 }
 
 /// How the agent is, for people and tools.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// Known to the hub by it.
     pub host_id: Uuid,
@@ -65,6 +84,9 @@ pub struct Status {
     pub incarnation: u64,
     /// Of the policies in force; 0 for the built-in ones.
     pub policy_version: u32,
+    /// Since the start.
+    #[serde(flatten)]
+    pub counters: Counts,
 }
 
 impl Agent {
@@ -72,25 +94,31 @@ impl Agent {
     ///
     /// `DATA_DIRECTORY_IN_USE` or `OUTBOX_UNREADABLE` where the outbox cannot be opened.
     pub fn start(config: Config) -> Result<Self, Problem> {
-        Self::start_with(config, None)
+        Self::start_with(config, None, false)
     }
 
     /// As [`Self::start`], and tells `observer` of each change of an operation's state, operations of earlier starts
     /// included. It is called on the agent's threads and must be quick.
     pub fn start_observed(config: Config, observer: impl Fn(&Event) + Send + Sync + 'static) -> Result<Self, Problem> {
-        Self::start_with(config, Some(Arc::new(observer)))
+        Self::start_with(config, Some(Arc::new(observer)), false)
     }
 
-    fn start_with(config: Config, observer: Option<Observer>) -> Result<Self, Problem> {
+    /// As [`Self::start_observed`], for programs that attach, too: they are told of what becomes of their operations.
+    pub(crate) fn start_serving(config: Config, observer: Option<Observer>) -> Result<Self, Problem> {
+        Self::start_with(config, observer, true)
+    }
+
+    fn start_with(config: Config, observer: Option<Observer>, serves: bool) -> Result<Self, Problem> {
+        let credential = config.credential()?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let (outbox, found) = Outbox::open(&config.outbox_dir, &config.credential)?;
+        let (outbox, found) = Outbox::open(&config.outbox_dir, credential)?;
         let policies = found
             .policies
             .unwrap_or_else(|| Policies::builtin().with_critical(&config.critical_types));
         let (lanes, exits) = Lanes::new(
-            config.credential.host_id,
+            credential.host_id,
             policies,
             outbox.incarnation(),
             found.tails,
@@ -105,6 +133,13 @@ impl Agent {
             pending.leave_to_disk(first, last);
         }
         found.withdrawn.into_iter().for_each(|range| pending.withdraw(range));
+        let events = Arc::new(Events::new());
+        let clients = Arc::new(Clients::new(found.clients));
+        let observer = if serves {
+            Some(serving::telling(&clients, observer))
+        } else {
+            observer
+        };
         let shared = Arc::new(Shared {
             opening_id: outbox.opening_id(),
             incarnation: outbox.incarnation(),
@@ -112,12 +147,18 @@ impl Agent {
             lanes,
             critical: exits.critical,
             pending: Mutex::new(pending),
-            results: Results::new(config.result_keep, observer),
+            results: Results::new(config.result_keep, observer, events.clone()),
+            counters: Counters::default(),
+            events: events.clone(),
+            clients,
             changes: Mutex::default(),
             alarm: Alarm::default(),
             critical_wake: Notify::new(),
             bulk_wake: Notify::new(),
-            link: LinkState::default(),
+            link: LinkState::new(events),
+            near_cache: Mutex::default(),
+            cache_wake: Notify::new(),
+            cache_silent: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             stop_wake: Notify::new(),
@@ -129,19 +170,19 @@ impl Agent {
             config,
         });
         let spooler = Spooler::new(shared.clone(), exits.spool, outbox);
-        let spooler = std::thread::Builder::new()
-            .name("p2p-spooler".to_owned())
-            .spawn(move || spooler.run())
+        let spooler = threads::spawn("p2p-spooler", move || spooler.run())
             .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))?;
         let runtime = link::runtime(shared.config.worker_threads)?;
         let puller = {
             let _inside = runtime.enter();
-            Arc::new(Puller::new(&shared.config, shared.incarnation))
+            Arc::new(Puller::new(&shared.config, shared.incarnation)?)
         };
         if shared.config.enabled {
-            link::start(&shared, &runtime);
+            link::start(&shared, &puller, &runtime);
         }
         Ok(Self {
+            questions: Questions::new(shared.clone(), puller.clone()),
+            subscriptions: Arc::new(Subscriptions::new(&shared.config, puller.clone())),
             shared,
             runtime: Mutex::new(Some(runtime)),
             spooler: Mutex::new(Some(spooler)),
@@ -152,18 +193,43 @@ impl Agent {
     /// Takes an operation and gives its id. Never waits for disk or network; see the refusals of the codes `2xx` and
     /// `QUEUE_FULL`.
     pub fn submit(&self, submission: &Submission<'_>) -> Result<Uuid, Problem> {
-        if !self.shared.config.enabled {
-            return Err(Problem::new(
-                Code::Unsupported,
-                "synchronisation is off: set `enabled = yes`",
-            ));
+        self.check_enabled()?;
+        self.take(submission.notify, |announce| {
+            self.shared.lanes.take(submission, announce)
+        })
+    }
+
+    /// Takes 1 to 64 operations that take effect together or not at all, and gives the one id that they have. Never
+    /// waits, as [`Self::submit`]; with `notify` one event is told when they settle.
+    ///
+    /// They may be of several maps, each of another path. All of them are checked before anything is taken: a refusal
+    /// says which member it is for. By the critical lane if one of them is critical.
+    pub fn submit_group(&self, members: &[Submission<'_>], notify: bool) -> Result<Uuid, Problem> {
+        self.check_enabled()?;
+        self.take(notify, |announce| self.shared.lanes.take_group(members, announce))
+    }
+
+    /// Has the lanes take something, told of by an event where it is asked for, and wakes whom it needs.
+    fn take(
+        &self,
+        notify: bool,
+        into_lanes: impl FnOnce(&dyn Fn(&Taken)) -> Result<Taken, Problem>,
+    ) -> Result<Uuid, Problem> {
+        let (results, events) = (&self.shared.results, &self.shared.events);
+        if notify {
+            events.reserve_settled()?;
         }
-        let taken = self.shared.lanes.take(submission, |taken| {
-            let accepted = Settled::plain(OperationState::Accepted);
-            self.shared.results.note(taken.operation_id, taken.position, accepted);
-        })?;
+        let counters = &self.shared.counters;
+        let taken = into_lanes(&|taken| {
+            results.accept(taken.operation_id, taken.position, taken.made_at_ms, notify);
+        });
+        if taken.is_err() && notify {
+            events.release_settled();
+        }
+        let taken = taken.inspect_err(|_| add(&counters.refused))?;
+        add(&counters.taken);
         self.shared.alarm.ring_if_asleep();
-        if self.shared.lanes.is_critical(submission) {
+        if taken.wakes_sender {
             self.shared.critical_wake.notify_one();
         }
         Ok(taken.operation_id)
@@ -180,10 +246,14 @@ impl Agent {
         };
         let id = self.submit(&submission)?;
         if !self.shared.link.answers() {
+            add(&self.shared.counters.timeouts);
             return Ok((id, Settled::unknown()));
         }
+        // Who waits has the sender look now.
+        self.shared.critical_wake.notify_one();
         let settled = self.shared.results.wait(id, Some(self.shared.config.critical_timeout));
         if settled.state == OperationState::Unknown {
+            add(&self.shared.counters.timeouts);
             self.shared.link.set_answers(false);
         }
         Ok((id, settled))
@@ -198,6 +268,7 @@ impl Agent {
     ///
     /// `UNKNOWN` where it is not settled by then, `NOT_KEPT` where its result is not kept any more.
     pub fn wait(&self, operation_id: Uuid, timeout: Option<Duration>) -> Settled {
+        self.shared.critical_wake.notify_one();
         self.shared.results.wait(operation_id, timeout)
     }
 
@@ -206,6 +277,16 @@ impl Agent {
     /// `HUB_UNAVAILABLE` without an answer, `SHUT_DOWN`, or the code of the hub's refusal.
     pub fn pull(&self, request: v1::PullRequest, timeout: Option<Duration>) -> Result<v1::PullReply, Problem> {
         let timeout = timeout.unwrap_or(self.shared.config.critical_timeout);
+        self.pull_within(request, timeout, timeout * 2)
+    }
+
+    /// As [`Self::pull`]: the call itself may take `timeout`, and the caller waits `patience`, the connecting included.
+    fn pull_within(
+        &self,
+        request: v1::PullRequest,
+        timeout: Duration,
+        patience: Duration,
+    ) -> Result<v1::PullReply, Problem> {
         let (told, answer) = mpsc::sync_channel(1);
         let puller = self.puller.clone();
         match &*self.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -213,7 +294,7 @@ impl Agent {
             Some(runtime) => runtime.spawn(async move { told.send(puller.pull(request, timeout).await) }),
             None => return Err(shut_down()),
         };
-        answer.recv_timeout(timeout * 2).unwrap_or_else(|error| {
+        answer.recv_timeout(patience).unwrap_or_else(|error| {
             Err(match error {
                 mpsc::RecvTimeoutError::Timeout => Problem::new(Code::HubUnavailable, "the hub did not answer in time"),
                 mpsc::RecvTimeoutError::Disconnected => shut_down(),
@@ -223,18 +304,68 @@ impl Agent {
 
     /// The state at a path, from the hub; `None` where there is none.
     pub fn get(&self, path: &Path, timeout: Option<Duration>) -> Result<Option<v1::State>, Problem> {
-        let get = v1::pull_request::What::Get(v1::Get {
-            path: path.as_str().to_owned(),
-        });
-        match self.pull(v1::PullRequest { what: Some(get) }, timeout) {
-            Ok(v1::PullReply {
-                what: Some(v1::pull_reply::What::State(state)),
-                ..
-            }) => Ok(Some(state)),
-            Ok(_) => Ok(None),
-            Err(problem) if problem.code == Code::NotFound => Ok(None),
-            Err(problem) => Err(problem),
+        get_by(path, |request| self.pull(request, timeout))
+    }
+
+    /// Asks the hub something and gives the id that the answer comes under, as an operation's result does: `Applied`
+    /// with its data, or `Rejected` with the hub's code, `HUB_UNAVAILABLE` where it does not answer within 5 s. Waits for
+    /// nothing.
+    ///
+    /// With `notify` an [`AgentEvent::Settled`] is told. Refuses with `QUEUE_FULL` while too many are unanswered,
+    /// `SHUT_DOWN`, and the codes of what is wrong with the question. Answers are kept as results are, the newest 16 MiB
+    /// at most.
+    pub fn ask(&self, question: Question, notify: bool) -> Result<Uuid, Problem> {
+        self.questions.ask(&self.runtime()?, question, notify)
+    }
+
+    /// Follows a stream from its beginning: what is there and each change come as [`AgentEvent::Update`], in the order of
+    /// the stream, also after the hub was away; nothing is left out but what a newer state of its path replaced before it
+    /// was read. Updates wait to be taken, then no more are read. Waits for nothing.
+    ///
+    /// Refuses with `BAD_MAP` and `BAD_PATH`, `QUEUE_FULL` with too many subscriptions, and `SHUT_DOWN`.
+    pub fn subscribe(&self, subscription: Subscription) -> Result<u64, Problem> {
+        self.subscriptions
+            .begin(&self.runtime()?, subscription, &self.shared.events, false)
+    }
+
+    /// Ends a subscription; what was not taken of it is not told any more. False where there is none.
+    pub fn unsubscribe(&self, subscription: u64) -> bool {
+        self.subscriptions.end(subscription)
+    }
+
+    /// Follows a stream with a queue of its own.
+    pub(crate) fn watch(&self, subscription: Subscription) -> Result<Watch, Problem> {
+        Watch::begin(&self.subscriptions, &self.runtime()?, subscription)
+    }
+
+    /// Takes the oldest event if it `fits`, else leaves it. Waits for nothing; `fits` must be quick and not call the
+    /// agent. Lines of the log are the process': of several agents one gets each.
+    pub fn next_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
+        events::next_of(&self.shared.events, fits)
+    }
+
+    /// Waits until there is an event other than a line of the log, the time is over or the agent is shut down; gives
+    /// whether there is one.
+    pub fn wait_for_event(&self, timeout: Duration) -> bool {
+        self.shared.events.wait(timeout)
+    }
+
+    /// What questions and subscriptions run on.
+    fn runtime(&self) -> Result<Handle, Problem> {
+        self.check_enabled()?;
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        runtime
+            .as_ref()
+            .map(|runtime| runtime.handle().clone())
+            .ok_or_else(shut_down)
+    }
+
+    fn check_enabled(&self) -> Result<(), Problem> {
+        if self.shared.is_stopping() {
+            return Err(shut_down());
         }
+        let off = || Problem::new(Code::Unsupported, "synchronisation is off: set `enabled = yes`");
+        self.shared.config.enabled.then_some(()).ok_or_else(off)
     }
 
     /// Waits until everything taken is settled, or the time is over; gives whether it is.
@@ -270,7 +401,7 @@ impl Agent {
     pub fn status(&self) -> Status {
         let shared = &self.shared;
         Status {
-            host_id: shared.config.credential.host_id,
+            host_id: shared.lanes.host_id(),
             endpoint: shared.config.endpoint.clone(),
             link_up: shared.link.is_up(),
             link_problem: shared.link.problem().map(|problem| problem.to_string()),
@@ -281,6 +412,7 @@ impl Agent {
             outbox_dir: shared.config.outbox_dir.clone(),
             incarnation: shared.incarnation,
             policy_version: shared.lanes.policies().version,
+            counters: shared.counters.counts(),
         }
     }
 
@@ -310,30 +442,72 @@ impl Agent {
     /// Takes nothing more, lets the link end, writes what is left to disk, and ends every thread. What is not settled
     /// stays in the outbox. May be called twice.
     pub fn shutdown(&self) {
+        self.shutdown_within(Duration::MAX);
+    }
+
+    /// As [`Self::shutdown`], and does not wait longer for a disk that hangs; gives whether every thread has ended.
+    pub fn shutdown_within(&self, timeout: Duration) -> bool {
+        let began = Instant::now();
         let shared = &self.shared;
         shared.lanes.close();
         shared.stopping.store(true, Ordering::SeqCst);
         shared.stop_wake.notify_waiters();
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {
+            let link_timeout = LINK_SHUTDOWN.min(timeout);
             // On a thread of its own, for a caller may be inside a runtime, where none may be waited for.
-            let ended = std::thread::spawn(move || runtime.shutdown_timeout(LINK_SHUTDOWN)).join();
-            log_panic(&ended, "link");
+            match threads::spawn("p2p-shutdown", move || runtime.shutdown_timeout(link_timeout)) {
+                Ok(ending) => log_panic(&ending.join(), "link"),
+                Err(error) => tracing::error!(%error, "no thread could be started to end the link"),
+            }
+            let lost = shared.near_cache().waiting();
+            if lost > 0 {
+                tracing::warn!(
+                    lost,
+                    "what was cached or published had not come to the hub and is not kept"
+                );
+            }
         }
         // The link's last answers are settled: they go to disk with the rest.
         shared.finishing.store(true, Ordering::SeqCst);
         shared.alarm.ring();
-        let spooler = self.spooler.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(spooler) = spooler {
-            log_panic(&spooler.join(), "spooler");
+        let mut spooler = self.spooler.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(running) = spooler.take_if(|running| running.is_finished() || began.elapsed() < timeout) {
+            if running.is_finished() {
+                log_panic(&running.join(), "spooler");
+            } else {
+                *spooler = Some(running);
+                std::thread::sleep(SPOOLER_LOOK);
+            }
         }
         shared.results.close();
+        shared.events.close();
+        spooler.is_none()
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+/// The state at a path, by whoever can ask the hub.
+pub(crate) fn get_by(
+    path: &Path,
+    pull: impl FnOnce(v1::PullRequest) -> Result<v1::PullReply, Problem>,
+) -> Result<Option<v1::State>, Problem> {
+    let get = v1::pull_request::What::Get(v1::Get {
+        path: path.as_str().to_owned(),
+    });
+    match pull(v1::PullRequest { what: Some(get) }) {
+        Ok(v1::PullReply {
+            what: Some(v1::pull_reply::What::State(state)),
+            ..
+        }) => Ok(Some(state)),
+        Ok(_) => Ok(None),
+        Err(problem) if problem.code == Code::NotFound => Ok(None),
+        Err(problem) => Err(problem),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The command line of the standalone agent.
 
+mod check;
+mod drain;
+
 use std::{
     ffi::OsString,
     io::{BufReader, IsTerminal as _, Write as _, stdin, stdout},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -16,18 +19,30 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     Agent, Config,
     link::{self, Puller},
-    local_api::{self, Action, READ_TIMEOUT, Request, answer, event_json},
+    local_api::{self, Action, Member, READ_TIMEOUT, Request, answer, event_json},
+    results::Observer,
+    subscriptions::Subscriptions,
+    watch::Watch,
 };
 
 const REQUESTS: &str = r#"A local program writes one JSON object a line and reads one for each:
   {"do":"put","type":"PLAYER_POSITION","map":"prontera","account_id":2000001,
    "data":{"char_id":150001,"x":1,"y":2},"priority":false,"wait_ms":0}     without "data" it deletes
+  {"do":"group","members":[{"type":"ITEM_DROP","map":"prontera","entity":"7"},
+   {"type":"PLAYER_DATA","account_id":2000001,"data":{"char_id":150001,"zeny":5}}]}       all of them or none
   {"do":"get","path":"prontera/MAP_STATE"}
   {"do":"scan","prefix":"prontera/","limit":100,"cursor":""}
+  {"do":"watch","stream":"prontera","types":["ITEM_DROP"],"prefix":""}    a line for each update from then on; takes
+                                                                         a connection to agent.sock of its own
   {"do":"result","operation_id":"…"}
   {"do":"status"}
   {"do":"flush","timeout_ms":10000}
   {"do":"dead_letters","limit":100}
+  {"do":"cache_set","key":"motd","value":"welcome","expiry_seconds":0}     0: cache_expiry_seconds; not durable
+  {"do":"cache_get","key":"motd","timeout_ms":500}     {"value":null} where there is none; 0: critical_timeout_ms
+  {"do":"cache_exists","key":"motd","timeout_ms":500}
+  {"do":"cache_delete","key":"motd"}
+  {"do":"publish","channel":"news","message":"hello"}
 A "tag" is given back with the answer. An answer with "error" has the "code" and its "label" beside it."#;
 
 /// Brings what happens on this host's maps to the main server.
@@ -43,13 +58,26 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the agent: drains the outbox, and serves local programs on `agent.sock` in the outbox's folder.
+    /// Runs the agent: drains the outbox, and serves local programs on `agent_socket`.
     #[command(after_long_help = REQUESTS)]
     Run(Run),
+    /// Looks whether the settings, the outbox and the hub are well: one line each, `ok` or what to do.
+    Check,
     /// Puts one piece of state and waits until it is settled.
     Put(PutArgs),
     /// Deletes one piece of state and waits until it is settled.
     Delete(DeleteArgs),
+    /// Puts and deletes several pieces of state together or not at all, and waits until that is settled.
+    Group {
+        /// A JSON array of members as `run --help` shows them; `-` reads standard input.
+        file: PathBuf,
+        /// By the critical lane.
+        #[arg(long)]
+        priority: bool,
+        /// How long to wait for the hub's answer, in seconds.
+        #[arg(long, default_value_t = 10)]
+        timeout: u64,
+    },
     /// Shows the state at a path, from the hub.
     Get {
         /// E.g. `prontera/MAP_STATE`.
@@ -66,6 +94,19 @@ enum Command {
         #[arg(long, default_value = "")]
         cursor: String,
     },
+    /// Shows each state of a stream and then each change, one JSON object a line, until it is interrupted.
+    ///
+    /// A line with `"snapshot":true` begins anew: what was shown before it does not count any more.
+    Watch {
+        /// A map's name, `@player` or `@host`.
+        stream: String,
+        /// Only these; may be given several times.
+        #[arg(long = "type", value_name = "TYPE")]
+        types: Vec<String>,
+        /// Only paths that begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
     /// Shows the link, the outbox and what would be lost with its disk.
     Status,
     /// Waits until everything taken is settled.
@@ -73,6 +114,12 @@ enum Command {
         /// Seconds.
         #[arg(long, default_value_t = 60)]
         timeout: u64,
+    },
+    /// Waits until the outbox is empty, running agent or not, and tells how far it is. For before a machine is given up.
+    Drain {
+        /// Seconds; as long as it takes if not given.
+        #[arg(long)]
+        timeout: Option<u64>,
     },
     /// Shows operations that were refused, newest first.
     DeadLetters {
@@ -144,6 +191,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    if matches!(cli.command, Command::Check) {
+        return check::check(&cli.config);
+    }
     let config = match Config::load(&cli.config) {
         Ok(config) => config,
         Err(problems) => return fail(&problems),
@@ -151,6 +201,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_logging(config.debug);
     let done = match cli.command {
         Command::Run(run) => self::serve(config, &run),
+        Command::Drain { timeout } => drain::drain(config, timeout.map(Duration::from_secs)),
         command => request_of(command).and_then(|request| ask(config, &request)),
     };
     match done {
@@ -177,12 +228,23 @@ fn fail(problem: &dyn std::fmt::Display) -> ExitCode {
 
 fn request_of(command: Command) -> Result<Request, Problem> {
     Ok(match command {
-        Command::Run(_) => unreachable!("serves instead of asking"),
+        Command::Run(_) | Command::Check | Command::Drain { .. } => unreachable!("does more than asking"),
         Command::Put(PutArgs { target, data }) => {
             p2p_sync_proto::json::check(&data)?;
             put_of(target, Some(RawValue::from_string(data).expect("checked to be JSON")))?
         }
         Command::Delete(DeleteArgs { target }) => put_of(target, None)?,
+        Command::Group {
+            file,
+            priority,
+            timeout,
+        } => Request {
+            action: Action::Group,
+            members: read_members(&file)?,
+            priority,
+            wait_ms: timeout.saturating_mul(1000),
+            ..Request::default()
+        },
         Command::Get { path } => Request {
             action: Action::Get,
             path,
@@ -193,6 +255,13 @@ fn request_of(command: Command) -> Result<Request, Problem> {
             prefix,
             limit,
             cursor,
+            ..Request::default()
+        },
+        Command::Watch { stream, types, prefix } => Request {
+            action: Action::Watch,
+            stream,
+            types,
+            prefix,
             ..Request::default()
         },
         Command::Status => Request {
@@ -212,6 +281,20 @@ fn request_of(command: Command) -> Result<Request, Problem> {
     })
 }
 
+fn read_members(file: &Path) -> Result<Vec<Member>, Problem> {
+    let read = if file == Path::new("-") {
+        std::io::read_to_string(stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let bad = |error: &dyn std::fmt::Display| {
+        let sentence = format!("no group can be read from {}: {error}", file.display());
+        Problem::new(Code::BadRequest, sentence)
+    };
+    let text = read.map_err(|error| bad(&error))?;
+    serde_json::from_str(&text).map_err(|error| bad(&error))
+}
+
 fn put_of(target: Target, data: Option<Box<RawValue>>) -> Result<Request, Problem> {
     Ok(Request {
         action: Action::Put,
@@ -229,7 +312,10 @@ fn put_of(target: Target, data: Option<Box<RawValue>>) -> Result<Request, Proble
 
 /// Asks the agent that runs on this outbox, or opens the outbox for the one question.
 fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
-    let told = match local_api::ask(&config.outbox_dir, request) {
+    if matches!(request.action, Action::Watch) {
+        return watch(&config, request);
+    }
+    let told = match local_api::ask(&config.socket_path(), request) {
         Some(told) => told?,
         None if matches!(request.action, Action::Get | Action::Scan) => read_without_outbox(&config, request)?,
         None => {
@@ -253,36 +339,44 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
 
 fn read_without_outbox(config: &Config, request: &Request) -> Result<Value, Problem> {
     let runtime = link::runtime(1)?;
-    let puller = runtime.block_on(async { Puller::new(config, 0) });
-    local_api::read(request, |question| {
+    let puller = runtime.block_on(async { Puller::new(config, 0) })?;
+    local_api::ask_hub(request, |question| {
         runtime.block_on(puller.pull(question, READ_TIMEOUT))
     })
 }
 
+/// Shows what the agent that runs on this outbox is told, or asks the hub itself.
+fn watch(config: &Config, request: &Request) -> Result<ExitCode, Problem> {
+    let subscription = local_api::followed(request)?;
+    let watched = local_api::watch(&config.socket_path(), request, stdout());
+    watched.unwrap_or_else(|| {
+        let runtime = link::runtime(1)?;
+        let puller = runtime.block_on(async { Puller::new(config, 0) })?;
+        let subscriptions = Arc::new(Subscriptions::new(config, Arc::new(puller)));
+        let watch = Watch::begin(&subscriptions, runtime.handle(), subscription)?;
+        let written = watch.write_lines(&mut stdout(), || false);
+        written.or_else(|error| local_api::watched(&error))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     let outbox_dir = config.outbox_dir.clone();
-    let agent = if run.events {
-        Agent::start_observed(config, |event| {
+    let socket = config.socket_path();
+    let observer: Option<Observer> = run.events.then(|| -> Observer {
+        Arc::new(|event| {
             // A reader that went away is told nothing more.
             let _ = writeln!(stdout().lock(), "{}", event_json(event));
-        })?
-    } else {
-        Agent::start(config)?
-    };
-    let agent = Arc::new(agent);
-    local_api::listen(&agent, &outbox_dir).map_err(|error| {
-        let sentence = format!(
-            "no socket can be made in {}: {error}; choose a shorter outbox_path",
-            outbox_dir.display()
-        );
-        Problem::new(Code::Internal, sentence)
-    })?;
+        })
+    });
+    let agent = Arc::new(Agent::start_serving(config, observer)?);
+    local_api::listen(&agent, &socket)?;
     eprintln!("p2p-sync-agent: running, outbox in {}", outbox_dir.display());
     let (ended, input_ended) = tokio::sync::oneshot::channel();
     if run.stdin {
         let agent = agent.clone();
         std::thread::spawn(move || {
-            if let Err(error) = local_api::serve(&agent, BufReader::new(stdin()), stdout()) {
+            if let Err(error) = local_api::serve(&agent, BufReader::new(stdin()), stdout(), None) {
                 tracing::warn!(%error, "standard input or output failed");
             }
             let _ = ended.send(());
@@ -290,7 +384,7 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     }
     let by_input = wait_for_end(run.stdin, input_ended)?;
     let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
-    local_api::close(&outbox_dir);
+    local_api::close(&socket);
     agent.shutdown();
     Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use encoding_rs::Encoding;
 use p2p_sync_proto::{
     Code, Problem,
     keys::Credential,
@@ -14,8 +15,10 @@ use p2p_sync_proto::{
     v1::SyncDataType,
 };
 
+use crate::text;
+
 /// Every key of the file, with what holds when it is not there.
-pub const KEYS: [Key; 18] = [
+pub const KEYS: [Key; 21] = [
     Key::new("main_server_endpoint", "http://127.0.0.1:50051"),
     Key::new("encryption_key", ""),
     Key::new("enabled", "yes"),
@@ -35,7 +38,10 @@ pub const KEYS: [Key; 18] = [
     Key::new("retry_delay_max_ms", "5000"),
     Key::new("outbox_path", "p2p_sync_outbox"),
     Key::new("outbox_max_mb", "1024"),
+    Key::new("agent_socket", ""),
     Key::new("result_keep_seconds", "300"),
+    Key::new("cache_expiry_seconds", "300"),
+    Key::new("text_encoding", "UTF-8"),
     Key::new("debug_mode", "no"),
 ];
 
@@ -56,8 +62,8 @@ const HUB_KEYS: [&str; 8] = [
 pub struct Config {
     /// The hub: `http://host:port`, with an optional path prefix.
     pub endpoint: String,
-    /// What the hub gave this host.
-    pub credential: Credential,
+    /// What the hub gave this host. An agent needs it; who attaches to one does not.
+    pub credential: Option<Credential>,
     /// Off: calls are answered with `UNSUPPORTED`, nothing is taken or sent; what the outbox holds stays there.
     pub enabled: bool,
     /// How long a waiting call waits at most.
@@ -84,8 +90,14 @@ pub struct Config {
     pub outbox_dir: PathBuf,
     /// Of sealed operations in the outbox, bytes.
     pub outbox_bytes_max: u64,
+    /// Where the standalone agent serves local programs; the map server's library attaches to it there.
+    pub agent_socket: Option<PathBuf>,
     /// How long the result of a settled operation can be asked for.
     pub result_keep: Duration,
+    /// Of cached values where the call gives no expiry.
+    pub cache_expiry: Duration,
+    /// The code page of the texts that a map server passes.
+    pub text_encoding: &'static Encoding,
     /// Log what becomes of each operation.
     pub debug: bool,
     /// Things the volunteer should know that do not stop the agent.
@@ -109,10 +121,21 @@ impl Config {
         let (text, warnings) = set_hub_keys_aside(text);
         let mut settings = Settings::read(&text, &KEYS, environment);
         let endpoint = settings.resolve("main_server_endpoint", endpoint);
-        let credential = Credential::parse(settings.text("encryption_key"));
-        if let Err(error) = &credential {
-            settings.refuse("encryption_key", Code::BadCredential, &error.to_string());
-        }
+        let agent_socket = Some(settings.text("agent_socket"))
+            .filter(|path| !path.is_empty())
+            .map(|path| folder.join(path));
+        let key = settings.text("encryption_key");
+        let credential = if key.is_empty() && agent_socket.is_some() {
+            None
+        } else {
+            match Credential::parse(key) {
+                Ok(credential) => Some(credential),
+                Err(error) => {
+                    settings.refuse("encryption_key", Code::BadCredential, &error.to_string());
+                    None
+                }
+            }
+        };
         let enabled = settings.switch("enabled");
         let critical_timeout = milliseconds(&mut settings, "critical_timeout_ms", 60_000);
         let critical_types = settings.resolve("critical_data_types", types);
@@ -128,10 +151,15 @@ impl Config {
         let outbox_dir = folder.join(settings.text("outbox_path"));
         let outbox_bytes_max = settings.number("outbox_max_mb", 1..=1_000_000_u64) * 1024 * 1024;
         let result_keep = Duration::from_secs(settings.number("result_keep_seconds", 1..=86_400));
+        let cache_expiry = Duration::from_secs(settings.number(
+            "cache_expiry_seconds",
+            1..=p2p_sync_proto::limits::CACHE_EXPIRY_SECONDS_MAX.into(),
+        ));
+        let text_encoding = settings
+            .resolve("text_encoding", |label| text::encoding(label).map(Some))
+            .unwrap_or(encoding_rs::UTF_8);
         let debug = settings.switch("debug_mode");
-        let credential = settings
-            .finish(credential)?
-            .expect("a credential that is none was refused above");
+        let credential = settings.finish(credential)?;
         Ok(Self {
             endpoint,
             credential,
@@ -148,10 +176,29 @@ impl Config {
             retry_delay: (first_delay, longest_delay.max(first_delay)),
             outbox_dir,
             outbox_bytes_max,
+            agent_socket,
             result_keep,
+            cache_expiry,
+            text_encoding,
             debug,
             warnings,
         })
+    }
+
+    /// Where a standalone agent of this configuration serves local programs.
+    pub fn socket_path(&self) -> PathBuf {
+        let beside_outbox = || self.outbox_dir.join("agent.sock");
+        self.agent_socket.clone().unwrap_or_else(beside_outbox)
+    }
+
+    /// `BAD_CREDENTIAL` where only an agent that runs elsewhere has one.
+    pub(crate) fn credential(&self) -> Result<&Credential, Problem> {
+        let missing = || {
+            let sentence = "encryption_key is empty: paste the line that the hub's operator gave, or start the agent that \
+                            agent_socket names and attach to it";
+            Problem::new(Code::BadCredential, sentence)
+        };
+        self.credential.as_ref().ok_or_else(missing)
     }
 }
 
@@ -159,7 +206,10 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("endpoint", &self.endpoint)
-            .field("host_id", &self.credential.host_id)
+            .field(
+                "host_id",
+                &self.credential.as_ref().map(|credential| credential.host_id),
+            )
             .field("outbox_dir", &self.outbox_dir)
             .finish_non_exhaustive()
     }

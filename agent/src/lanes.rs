@@ -1,7 +1,12 @@
 //! Where operations are taken: checked, numbered and put into the lanes, without waiting for disk or network.
 
+mod chunks;
+mod group;
+mod tails;
+
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,21 +16,32 @@ use std::{
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender};
 use p2p_sync_proto::{
-    Code, Policies, Policy, Position, Problem, ids, json,
+    Code, Policies, Policy, Position, Problem,
+    ids::IdSource,
+    json,
+    operation::OperationParts,
+    path::Path,
     policy::{Keep, Place},
-    v1::{self, Operation, OperationKind, SyncDataType, operation::Payload},
+    v1::{OperationKind, SyncDataType},
 };
-use prost::{Message as _, bytes::Bytes};
+use prost::bytes::Bytes;
 use uuid::Uuid;
 
-use crate::pending::Entry;
+use crate::{
+    outbox::now_ms,
+    pending::{Entry, GroupOrder},
+};
+
+use chunks::Chunks;
+pub(crate) use group::check_group;
+use tails::Tails;
 
 /// Bytes of operations that may wait to be spooled.
-const SPOOL_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(crate) const SPOOL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Counted for an operation beside its payload.
-const OPERATION_BYTES: usize = 256;
+pub(crate) const OPERATION_BYTES: usize = 256;
 /// Room in the spool lane that only critical operations may use: a burst of bulk leaves it free.
-const CRITICAL_ROOM_OPS: usize = 1024;
+pub(crate) const CRITICAL_ROOM_OPS: usize = 1024;
 
 /// One thing that happened, as a caller tells it.
 #[derive(Clone, Debug)]
@@ -44,6 +60,8 @@ pub struct Submission<'a> {
     pub payload: Option<&'a str>,
     /// Which lane.
     pub priority: Priority,
+    /// When it is settled, an [`crate::AgentEvent::Settled`] is told.
+    pub notify: bool,
 }
 
 /// Which lane an operation takes.
@@ -61,6 +79,17 @@ pub enum Priority {
 pub(crate) struct Taken {
     pub(crate) operation_id: Uuid,
     pub(crate) position: Position,
+    /// The critical lane's sender is parked, and has to be woken for this one.
+    pub(crate) wakes_sender: bool,
+    /// Milliseconds since 1970.
+    pub(crate) made_at_ms: u64,
+}
+
+/// What an operation of an attached program brings along: it was made there, not here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MadeElsewhere {
+    pub(crate) operation_id: Uuid,
+    pub(crate) at_ms: u64,
 }
 
 /// The two lanes' entrances.
@@ -78,19 +107,58 @@ pub(crate) struct Lanes {
 /// What has to change together for each operation, so that positions, lanes and predecessors agree.
 struct Order {
     next: Position,
+    ids: IdSource,
+    chunks: Chunks,
     /// The last unsettled operation of each path kept as `every`.
-    tails: HashMap<Arc<str>, Position>,
-    spool: Sender<Entry>,
-    critical: Sender<Entry>,
+    tails: Tails,
+    spool: Sender<Queued>,
+    critical: Sender<Queued>,
+    /// Who takes the critical lane out waits to be woken. Here, so that it is seen with what is queued.
+    sender_parked: bool,
     closed: bool,
 }
 
 /// Where the lanes come out.
 pub(crate) struct Exits {
     /// Every operation, in the order of their positions.
-    pub(crate) spool: Receiver<Entry>,
+    pub(crate) spool: Receiver<Queued>,
     /// Critical operations besides, to be sent while they are spooled.
-    pub(crate) critical: Receiver<Entry>,
+    pub(crate) critical: Receiver<Queued>,
+}
+
+/// An operation as it lies in the lanes: nothing is allocated for it alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) position: Position,
+    operation_id: Uuid,
+    every: bool,
+    critical: bool,
+    pub(crate) predecessor: Option<Position>,
+    group: Option<Arc<GroupOrder>>,
+    /// Canonical bytes, in a chunk with those of others.
+    pub(crate) bytes: Bytes,
+    /// Where the path lies in them; nowhere for a group.
+    path: Range<usize>,
+    reserved_bytes: usize,
+}
+
+impl Queued {
+    /// The operation by itself, for whoever keeps it longer: it holds no chunk.
+    pub(crate) fn into_entry(self) -> Entry {
+        let path = std::str::from_utf8(&self.bytes[self.path]).expect("written from a str");
+        Entry {
+            position: self.position,
+            operation_id: self.operation_id,
+            path: path.into(),
+            every: self.every,
+            critical: self.critical,
+            predecessor: self.predecessor,
+            group: self.group,
+            bytes: Bytes::copy_from_slice(&self.bytes),
+            reserved_bytes: self.reserved_bytes,
+            spooled: false,
+        }
+    }
 }
 
 impl Lanes {
@@ -108,12 +176,12 @@ impl Lanes {
                 incarnation,
                 sequence: 1,
             },
-            tails: tails
-                .into_iter()
-                .map(|(path, position)| (path.into(), position))
-                .collect(),
+            ids: IdSource::new(),
+            chunks: Chunks::default(),
+            tails: tails.into_iter().collect(),
             spool,
             critical,
+            sender_parked: false,
             closed: false,
         };
         let lanes = Self {
@@ -133,6 +201,11 @@ impl Lanes {
         )
     }
 
+    /// Who takes them.
+    pub(crate) fn host_id(&self) -> Uuid {
+        self.host_id
+    }
+
     /// The policies in force.
     pub(crate) fn policies(&self) -> Arc<Policies> {
         self.policies.load_full()
@@ -143,22 +216,28 @@ impl Lanes {
         self.policies.store(Arc::new(policies));
     }
 
-    /// Whether an operation of this kind travels in the critical lane.
-    pub(crate) fn is_critical(&self, submission: &Submission<'_>) -> bool {
-        submission.priority == Priority::Critical || self.policies.load().of(submission.data_type).critical
-    }
-
     /// Takes an operation: checks it, gives it its path and position, and queues it. Waits for nothing.
     ///
     /// `announce` is called before any other thread can see the operation. Refuses with the codes of
     /// [`json::check`], `TOO_LARGE`, `BAD_MAP`, `BAD_PATH`, `ENTITY_MISSING`, `QUEUE_FULL` and `SHUT_DOWN`; a refused
     /// operation leaves no trace.
     pub(crate) fn take(&self, submission: &Submission<'_>, announce: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
+        self.take_made(submission, None, announce)
+    }
+
+    /// As [`Self::take`], of an operation that an attached program made. It goes into the spool lane alone, also if it is
+    /// critical: it may be sent only once it is on disk with its number, for until then that program sends it again.
+    pub(crate) fn take_made(
+        &self,
+        submission: &Submission<'_>,
+        made: Option<MadeElsewhere>,
+        announce: impl FnOnce(&Taken),
+    ) -> Result<Taken, Problem> {
         let policies = self.policies.load();
         let policy = policies.of(submission.data_type);
-        let path = self.path(policy, submission)?;
+        let path = Self::path(self.host_id, policy, submission)?;
         let every = policy.keep == Keep::Every;
-        let critical = self.is_critical(submission);
+        let critical = policy.critical || submission.priority == Priority::Critical;
         if self.disk_full.load(Ordering::Relaxed) && every {
             return Err(queue_full(
                 "the outbox is full or its disk is: free space, or wait until the hub has caught up",
@@ -166,14 +245,26 @@ impl Lanes {
         }
         let reserved_bytes = OPERATION_BYTES + submission.payload.map_or(0, str::len);
         self.reserve(reserved_bytes)?;
-        let queued = self.enqueue(submission, policies.version, path.into(), every, critical, announce);
+        let new = New {
+            submission,
+            policy_version: policies.version,
+            path: path.as_str(),
+            every,
+            critical,
+            sent_while_spooled: critical && made.is_none(),
+            reserved_bytes,
+            operation_id: made.map(|made| made.operation_id),
+            made_at_ms: made.map_or_else(now_ms, |made| made.at_ms),
+        };
+        let queued = self.enqueue(&new, announce);
         if queued.is_err() {
             self.spool_bytes.fetch_sub(reserved_bytes, Ordering::Relaxed);
         }
         queued
     }
 
-    fn path(&self, policy: &Policy, submission: &Submission<'_>) -> Result<String, Problem> {
+    /// The path of an operation that can be taken under a policy; what else is wrong with it is refused here.
+    pub(crate) fn path(host_id: Uuid, policy: &Policy, submission: &Submission<'_>) -> Result<Path, Problem> {
         let facts = match submission.payload {
             None => None,
             Some(payload) if payload.len() > policy.payload_bytes_max => {
@@ -185,13 +276,13 @@ impl Lanes {
             Some(payload) => Some(json::check(payload)?),
         };
         let place = Place {
-            host_id: self.host_id,
+            host_id,
             map: submission.map,
             account_id: submission.account_id,
             char_id: submission.char_id,
             entity: submission.entity,
         };
-        Ok(policy.path(&place, facts.as_ref())?.as_str().to_owned())
+        policy.path(&place, facts.as_ref())
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), Problem> {
@@ -204,63 +295,51 @@ impl Lanes {
         Ok(())
     }
 
-    fn enqueue(
-        &self,
-        submission: &Submission<'_>,
-        policy_version: u32,
-        path: Arc<str>,
-        every: bool,
-        critical: bool,
-        announce: impl FnOnce(&Taken),
-    ) -> Result<Taken, Problem> {
-        let operation_id = ids::new_id();
+    fn enqueue(&self, new: &New<'_>, announce: impl FnOnce(&Taken)) -> Result<Taken, Problem> {
         let mut order = self.lock();
-        if order.closed {
-            return Err(Problem::new(
-                Code::ShutDown,
-                "the agent is shutting down and takes nothing more",
-            ));
-        }
-        let room = self.spool_ops_max + if critical { CRITICAL_ROOM_OPS } else { 0 };
-        if order.spool.len() >= room || (critical && order.critical.is_full()) {
-            return Err(queue_full(
-                "max_queue_size operations wait to be written to disk: raise it, or send fewer",
-            ));
-        }
+        order.admit(self.spool_ops_max, new.critical)?;
         let position = order.next;
-        let predecessor = if every { order.tails.get(&path).copied() } else { None };
-        let operation = operation(submission, operation_id, position, &path, policy_version, predecessor);
-        let entry = Entry {
+        let operation_id = new.operation_id.unwrap_or_else(|| order.ids.next_id(new.made_at_ms));
+        let predecessor = if new.every {
+            order.tails.replace(new.path, position)
+        } else {
+            None
+        };
+        order.next.sequence += 1;
+        let taken = Taken {
+            operation_id,
+            position,
+            wakes_sender: new.sent_while_spooled && std::mem::take(&mut order.sender_parked),
+            made_at_ms: new.made_at_ms,
+        };
+        announce(&taken);
+        let parts = new.parts(operation_id, position, predecessor);
+        let bytes = order.chunks.write(parts.encoded_len(), |mut to| parts.encode(&mut to));
+        let queued = Queued {
             position,
             operation_id,
-            path: path.clone(),
-            every,
-            critical,
+            every: new.every,
+            critical: new.critical,
             predecessor,
-            bytes: Bytes::from(operation.encode_to_vec()),
-            reserved_bytes: OPERATION_BYTES + submission.payload.map_or(0, str::len),
-            spooled: false,
+            group: None,
+            bytes,
+            path: parts.path_range(),
+            reserved_bytes: new.reserved_bytes,
         };
-        let taken = Taken { operation_id, position };
-        announce(&taken);
-        // There is room in both: only this lock's holder sends. A spooler that is gone is told of by `close`.
-        if critical {
-            let _ = order.critical.try_send(entry.clone());
-        }
-        let _ = order.spool.try_send(entry);
-        order.next.sequence += 1;
-        if every {
-            order.tails.insert(path, position);
-        }
+        order.queue(queued, new.sent_while_spooled);
         Ok(taken)
+    }
+
+    /// Who takes the critical lane out is about to wait: from now on the next critical operation wakes it, once.
+    ///
+    /// What was queued before has to be looked for after this.
+    pub(crate) fn park_sender(&self) {
+        self.lock().sender_parked = true;
     }
 
     /// Notes that an operation kept as `every` is settled: later ones of its path need not wait for it.
     pub(crate) fn settled(&self, path: &str, position: Position) {
-        let mut order = self.lock();
-        if order.tails.get(path) == Some(&position) {
-            order.tails.remove(path);
-        }
+        self.lock().tails.settled(path, position);
     }
 
     /// Refuses everything from now on; what was taken is still spooled.
@@ -273,42 +352,69 @@ impl Lanes {
     }
 }
 
-fn operation(
-    submission: &Submission<'_>,
-    operation_id: Uuid,
-    position: Position,
-    path: &str,
-    policy_version: u32,
-    predecessor: Option<Position>,
-) -> Operation {
-    let on_its_map = path.split('/').next() == Some(submission.map);
-    Operation {
-        operation_id: operation_id.as_bytes().to_vec().into(),
-        version: Some(v1::Version {
-            tenure: 0,
-            incarnation: position.incarnation,
-            sequence: position.sequence,
-        }),
-        path: path.to_owned(),
-        kind: if submission.payload.is_some() {
-            OperationKind::Put
-        } else {
-            OperationKind::Delete
+impl Order {
+    /// Whether one more may come: there is room in both lanes, and nobody has closed them.
+    fn admit(&self, spool_ops_max: usize, critical: bool) -> Result<(), Problem> {
+        if self.closed {
+            return Err(Problem::new(
+                Code::ShutDown,
+                "the agent is shutting down and takes nothing more",
+            ));
         }
-        .into(),
-        account_id: submission.account_id,
-        map: if on_its_map {
-            String::new()
-        } else {
-            submission.map.to_owned()
-        },
-        policy_version,
-        hub_edit_seen: 0,
-        predecessor: predecessor.map(Into::into),
-        made_at_ms: crate::outbox::now_ms(),
-        payload: submission
-            .payload
-            .map(|json| Payload::Full(Bytes::copy_from_slice(json.as_bytes()))),
+        let room = spool_ops_max + if critical { CRITICAL_ROOM_OPS } else { 0 };
+        if self.spool.len() >= room || (critical && self.critical.is_full()) {
+            return Err(queue_full(
+                "max_queue_size operations wait to be written to disk: raise it, or send fewer",
+            ));
+        }
+        Ok(())
+    }
+
+    /// There is room in both: only the lock's holder sends. A spooler that is gone is told of by `close`.
+    fn queue(&mut self, queued: Queued, sent_while_spooled: bool) {
+        if sent_while_spooled {
+            let _ = self.critical.try_send(queued.clone());
+        }
+        let _ = self.spool.try_send(queued);
+    }
+}
+
+/// What was checked and has no position yet.
+struct New<'a> {
+    submission: &'a Submission<'a>,
+    policy_version: u32,
+    path: &'a str,
+    every: bool,
+    critical: bool,
+    /// It goes into the critical lane too.
+    sent_while_spooled: bool,
+    reserved_bytes: usize,
+    /// It was made elsewhere.
+    operation_id: Option<Uuid>,
+    made_at_ms: u64,
+}
+
+impl New<'_> {
+    fn parts(&self, operation_id: Uuid, position: Position, predecessor: Option<Position>) -> OperationParts<'_> {
+        let submission = self.submission;
+        let on_its_map = self.path.split('/').next() == Some(submission.map);
+        OperationParts {
+            operation_id,
+            tenure: 0,
+            position,
+            path: self.path,
+            kind: if submission.payload.is_some() {
+                OperationKind::Put
+            } else {
+                OperationKind::Delete
+            },
+            account_id: submission.account_id,
+            map: if on_its_map { "" } else { submission.map },
+            policy_version: self.policy_version,
+            predecessor,
+            made_at_ms: self.made_at_ms,
+            payload: submission.payload.map(str::as_bytes),
+        }
     }
 }
 

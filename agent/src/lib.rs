@@ -4,21 +4,45 @@
 //! [`Agent::submit_critical`], which waits at most its timeout.
 
 mod agent;
+mod attach_lines;
+#[cfg(unix)]
+mod attached;
 pub mod cli;
+mod clients;
 pub mod config;
+mod counters;
+#[cfg(unix)]
+mod door;
+mod events;
+#[cfg(unix)]
+pub mod ffi;
 mod lanes;
 mod link;
 mod local_api;
+pub mod log_queue;
+mod near_cache;
 mod outbox;
 mod pending;
+mod questions;
+mod read;
 mod resend;
 mod results;
 mod shared;
 mod spooler;
+mod subscriptions;
+mod text;
+mod threads;
+mod watch;
 mod withdrawn;
 
 pub use agent::{Agent, Status};
+#[cfg(unix)]
+pub use attached::Attached;
 pub use config::Config;
+pub use counters::Counts;
+pub use events::AgentEvent;
 pub use lanes::{Priority, Submission};
 pub use outbox::DeadLetter;
+pub use questions::Question;
 pub use results::{Event, OperationState, Settled};
+pub use subscriptions::Subscription;

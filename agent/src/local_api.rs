@@ -1,26 +1,43 @@
 //! What local programs say to an agent, one JSON object a line, and what it answers: over a Unix socket in the outbox's
 //! folder, or over standard input.
 
+#[cfg(unix)]
+mod client;
+#[cfg(unix)]
+mod socket;
+
 use std::{
     io::{self, BufRead, Write},
-    path::Path,
     time::Duration,
 };
 
-use p2p_sync_proto::{Code, Problem, path, policy::parse_type, v1};
+use p2p_sync_proto::{
+    Code, Problem,
+    group::{readable, refused_member},
+    limits::{GROUP_BYTES_MAX, GROUP_MEMBERS_MAX, PAYLOAD_BYTES_MAX},
+    policy::parse_type,
+    v1,
+};
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
     agent::Agent,
+    attach_lines::{read_base64, write_base64},
     lanes::{Priority, Submission},
     outbox::DeadLetter,
+    read,
     results::{Event, Settled},
+    subscriptions::Subscription,
 };
 
-/// Longest line read, bytes: the largest payload and what goes around it.
-const LINE_BYTES_MAX: u64 = (p2p_sync_proto::limits::PAYLOAD_BYTES_MAX + 4096) as u64;
+/// Longest line read, bytes: the largest group, or value with its quotes escaped, and what goes around it.
+pub(crate) const LINE_BYTES_MAX: u64 = (GROUP_BYTES_MAX + GROUP_MEMBERS_MAX * 256 + 4096) as u64;
+const _: () = assert!(LINE_BYTES_MAX > 2 * p2p_sync_proto::limits::CACHE_VALUE_BYTES_MAX as u64 + 4096);
+/// A payload in base64 fits too.
+const _: () = assert!(LINE_BYTES_MAX > (PAYLOAD_BYTES_MAX / 3 * 4 + 8192) as u64);
 
 /// What a local program can ask for.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -28,13 +45,26 @@ const LINE_BYTES_MAX: u64 = (p2p_sync_proto::limits::PAYLOAD_BYTES_MAX + 4096) a
 pub(crate) enum Action {
     /// An operation; without `data` it deletes.
     Put,
+    /// Operations that take effect together or not at all.
+    Group,
     Get,
     Scan,
+    /// Each change of a stream, a line for each until the connection ends.
+    Watch,
     Result,
     #[default]
     Status,
     Flush,
     DeadLetters,
+    CacheGet,
+    CacheSet,
+    CacheDelete,
+    CacheExists,
+    Publish,
+    /// One request of the contract's `Pull` service, and its reply.
+    Pull,
+    /// Begins a connection that hands operations over; see `attach_lines`.
+    Attach,
 }
 
 /// One line to the agent: an action and what it takes. Flat, so that `data` stays the text it is.
@@ -57,26 +87,77 @@ pub(crate) struct Request {
     pub(crate) char_id: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<Box<RawValue>>,
+    /// Of a group.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) members: Vec<Member>,
     /// By the critical lane, whatever the type.
     pub(crate) priority: bool,
     /// Waits so long for the operation to be settled; 0 does not wait.
     pub(crate) wait_ms: u64,
     /// Of the state to get.
     pub(crate) path: String,
-    /// Of the paths to scan.
+    /// Of the paths to scan or watch.
     pub(crate) prefix: String,
+    /// To watch.
+    pub(crate) stream: String,
+    /// To watch, by name or number; empty: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) types: Vec<String>,
     /// How many to show; 0 as many as the hub gives.
     pub(crate) limit: u32,
     /// From the last page's answer.
     pub(crate) cursor: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) operation_id: Option<Uuid>,
-    /// For a flush.
+    /// For a flush, for a pull, and for what asks the hub's cache; 0 takes `critical_timeout_ms` there.
     pub(crate) timeout_ms: u64,
+    /// Of a cached value.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) key: String,
+    /// To cache.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) value: String,
+    /// 0 takes `cache_expiry_seconds`.
+    pub(crate) expiry_seconds: u32,
+    /// To publish on.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) channel: String,
+    /// To publish.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) message: String,
+    /// Base64 of a `PullRequest`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) pull: String,
+    /// Which program attaches: drawn anew at each of its starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) client: Option<Uuid>,
 }
 
-/// Answers lines until the input ends.
-pub(crate) fn serve(agent: &Agent, mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+/// One operation of a group; without `data` it deletes.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Member {
+    /// By name or number.
+    #[serde(rename = "type")]
+    data_type: String,
+    map: String,
+    account_id: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entity: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    char_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+}
+
+/// Answers lines until the input ends. `is_gone` tells whether the reader of a watch went away; where nobody can tell,
+/// there is none.
+pub(crate) fn serve(
+    agent: &Agent,
+    mut input: impl BufRead,
+    mut output: impl Write,
+    is_gone: Option<&dyn Fn() -> bool>,
+) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -95,18 +176,22 @@ pub(crate) fn serve(agent: &Agent, mut input: impl BufRead, mut output: impl Wri
             )?;
             return Ok(());
         }
-        writeln!(output, "{}", answer_line(agent, &line))?;
-        output.flush()?;
-    }
-}
-
-fn answer_line(agent: &Agent, line: &[u8]) -> Value {
-    match serde_json::from_slice::<Request>(line) {
-        Ok(request) => told(request.tag.clone(), answer(agent, &request)),
-        Err(error) => {
+        let not_one = |error| {
             let sentence = format!("not a request: {error}; see `p2p-sync-agent run --help`");
-            told(Value::Null, Err(Problem::new(Code::BadRequest, sentence)))
-        }
+            (Value::Null, Err(Problem::new(Code::BadRequest, sentence)))
+        };
+        let (tag, answered) = match (serde_json::from_slice::<Request>(&line), is_gone) {
+            (Ok(request), Some(is_gone)) if matches!(request.action, Action::Watch) => {
+                match followed(&request).and_then(|subscription| agent.watch(subscription)) {
+                    Ok(watch) => return watch.write_lines(&mut output, is_gone),
+                    Err(problem) => (request.tag, Err(problem)),
+                }
+            }
+            (Ok(request), _) => (request.tag.clone(), answer(agent, &request)),
+            (Err(error), _) => not_one(error),
+        };
+        writeln!(output, "{}", told(tag, answered))?;
+        output.flush()?;
     }
 }
 
@@ -124,7 +209,12 @@ fn told(tag: Value, answer: Result<Value, Problem>) -> Value {
 pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem> {
     match request.action {
         Action::Put => put(agent, request),
-        Action::Get | Action::Scan => read(request, |question| agent.pull(question, Some(READ_TIMEOUT))),
+        Action::Group => group(agent, request),
+        Action::Get | Action::Scan => ask_hub(request, |question| agent.pull(question, Some(READ_TIMEOUT))),
+        Action::Watch => Err(Problem::new(
+            Code::BadRequest,
+            "watching takes a connection of its own: connect to agent.sock in the outbox's folder",
+        )),
         Action::Result => {
             let needed = || Problem::new(Code::BadRequest, "say which operation: \"operation_id\"");
             let id = request.operation_id.ok_or_else(needed)?;
@@ -139,6 +229,45 @@ pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem>
             let letters = agent.dead_letters(request.limit as usize)?;
             Ok(json!({ "dead_letters": letters.iter().map(dead_letter_json).collect::<Vec<_>>() }))
         }
+        Action::CacheGet => {
+            let value = agent.cache_get(&request.key, cache_timeout(agent, request))?;
+            Ok(json!({ "value": value.as_deref() }))
+        }
+        Action::CacheExists => {
+            let exists = agent.cache_exists(&request.key, cache_timeout(agent, request))?;
+            Ok(json!({ "exists": exists }))
+        }
+        Action::CacheSet => {
+            agent.cache_set(&request.key, &request.value, request.expiry_seconds)?;
+            Ok(json!({ "taken": true }))
+        }
+        Action::CacheDelete => {
+            agent.cache_delete(&request.key)?;
+            Ok(json!({ "taken": true }))
+        }
+        Action::Publish => {
+            agent.publish(&request.channel, &request.message)?;
+            Ok(json!({ "taken": true }))
+        }
+        Action::Pull => {
+            let not_one = || Problem::new(Code::BadRequest, "\"pull\" is no base64 of a PullRequest");
+            let bytes = read_base64(&request.pull).ok_or_else(not_one)?;
+            let question = v1::PullRequest::decode(bytes.as_slice()).map_err(|_| not_one())?;
+            let timeout = Duration::from_millis(request.timeout_ms).min(READ_TIMEOUT);
+            let reply = agent.pull(question, Some(timeout))?;
+            Ok(json!({ "reply": write_base64(&reply.encode_to_vec()) }))
+        }
+        Action::Attach => Err(Problem::new(
+            Code::BadRequest,
+            "attaching is the first line of a connection to the agent's socket",
+        )),
+    }
+}
+
+fn cache_timeout(agent: &Agent, request: &Request) -> Duration {
+    match request.timeout_ms {
+        0 => agent.critical_timeout(),
+        timeout_ms => Duration::from_millis(timeout_ms),
     }
 }
 
@@ -153,67 +282,72 @@ fn put(agent: &Agent, put: &Request) -> Result<Value, Problem> {
         entity: put.entity.as_deref(),
         char_id: put.char_id,
         payload: put.data.as_deref().map(RawValue::get),
-        priority: if put.priority {
-            Priority::Critical
-        } else {
-            Priority::ByType
-        },
+        priority: priority(put),
+        notify: false,
     };
     let id = agent.submit(&submission)?;
-    let settled = match put.wait_ms {
-        0 => agent.result(id),
-        wait_ms => agent.wait(id, Some(Duration::from_millis(wait_ms))),
-    };
-    Ok(result_json(id, &settled))
+    Ok(settled_in(agent, id, put.wait_ms))
 }
 
-/// Answers what is asked of the hub alone, by whoever can ask it.
-pub(crate) fn read(
-    request: &Request,
-    ask: impl FnOnce(v1::PullRequest) -> Result<v1::PullReply, Problem>,
-) -> Result<Value, Problem> {
-    let what = if matches!(request.action, Action::Scan) {
-        let not_one = || Problem::new(Code::BadCursor, "the cursor is not one: leave it out to begin again");
-        let cursor = read_hex(&request.cursor).ok_or_else(not_one)?.into();
-        v1::pull_request::What::Scan(v1::Scan {
-            prefix: request.prefix.clone(),
-            limit: request.limit,
-            cursor,
+fn group(agent: &Agent, group: &Request) -> Result<Value, Problem> {
+    let members: Vec<Submission<'_>> = (0..)
+        .zip(&group.members)
+        .map(|(at, member)| {
+            Ok(Submission {
+                data_type: parse_type(&member.data_type).map_err(|problem| refused_member(at, problem))?,
+                map: &member.map,
+                account_id: member.account_id,
+                entity: member.entity.as_deref(),
+                char_id: member.char_id,
+                payload: member.data.as_deref().map(RawValue::get),
+                priority: priority(group),
+                notify: false,
+            })
         })
+        .collect::<Result<_, _>>()?;
+    let id = agent.submit_group(&members, false)?;
+    Ok(settled_in(agent, id, group.wait_ms))
+}
+
+fn priority(request: &Request) -> Priority {
+    if request.priority {
+        Priority::Critical
     } else {
-        let path = path::Path::parse(&request.path)?;
-        v1::pull_request::What::Get(v1::Get {
-            path: path.as_str().to_owned(),
-        })
-    };
-    match ask(v1::PullRequest { what: Some(what) })?.what {
-        Some(v1::pull_reply::What::State(state)) => Ok(state_json(&state)),
-        Some(v1::pull_reply::What::Page(page)) => {
-            let states: Vec<Value> = page.states.iter().map(state_json).collect();
-            Ok(json!({ "states": states, "more": page.more, "cursor": write_hex(&page.cursor) }))
-        }
-        _ => Err(Problem::new(
-            Code::Internal,
-            "the hub answered something else: update the agent",
-        )),
+        Priority::ByType
     }
 }
 
-fn state_json(state: &v1::State) -> Value {
-    let version = state.version.unwrap_or_default();
-    let data: Value = serde_json::from_slice(&state.payload).unwrap_or_default();
-    json!({
-        "path": state.path,
-        "version": { "tenure": version.tenure, "incarnation": version.incarnation, "sequence": version.sequence },
-        "deleted": state.deleted,
-        "account_id": state.account_id,
-        "stream_sequence": state.stream_sequence,
-        "received_at_ms": state.received_at_ms,
-        "data": data,
+fn settled_in(agent: &Agent, id: Uuid, wait_ms: u64) -> Value {
+    let settled = match wait_ms {
+        0 => agent.result(id),
+        wait_ms => agent.wait(id, Some(Duration::from_millis(wait_ms))),
+    };
+    result_json(id, &settled)
+}
+
+/// Answers what is asked of the hub alone, by whoever can ask it.
+pub(crate) fn ask_hub(
+    request: &Request,
+    ask: impl FnOnce(v1::PullRequest) -> Result<v1::PullReply, Problem>,
+) -> Result<Value, Problem> {
+    let question = match request.action {
+        Action::Scan => read::scan(&request.prefix, request.limit, &request.cursor),
+        _ => read::get(&request.path),
+    };
+    read::answer_json(ask(question?)?)
+}
+
+/// What a request to watch follows.
+pub(crate) fn followed(request: &Request) -> Result<Subscription, Problem> {
+    let types: Result<_, Problem> = request.types.iter().map(|name| parse_type(name)).collect();
+    Ok(Subscription {
+        stream: request.stream.clone(),
+        types: types?,
+        path_prefix: request.prefix.clone(),
     })
 }
 
-fn result_json(operation_id: Uuid, settled: &Settled) -> Value {
+pub(crate) fn result_json(operation_id: Uuid, settled: &Settled) -> Value {
     let mut result = json!({ "operation_id": operation_id, "state": settled.state });
     if let Some(problem) = &settled.problem {
         result["code"] = json!(problem.code as i32);
@@ -234,6 +368,7 @@ fn dead_letter_json(letter: &DeadLetter) -> Value {
     let operation = letter.operation.as_ref();
     let data = operation.and_then(|operation| match operation.payload.as_ref()? {
         v1::operation::Payload::Full(json) => serde_json::from_slice::<Value>(json).ok(),
+        v1::operation::Payload::Group(group) => serde_json::from_str(&readable(group)).ok(),
         _ => None,
     });
     let id = operation.and_then(|operation| p2p_sync_proto::ids::read_id(&operation.operation_id));
@@ -249,130 +384,47 @@ fn dead_letter_json(letter: &DeadLetter) -> Value {
     })
 }
 
-fn write_hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+/// How a watch ended whose input or output failed: a reader that went away has seen what it wanted.
+pub(crate) fn watched(error: &io::Error) -> Result<(), Problem> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Ok(());
+    }
+    Err(Problem::new(Code::Internal, format!("watching failed: {error}")))
 }
-
-fn read_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-    (0..text.len()).step_by(2).map(digit).collect()
-}
-
-#[cfg(unix)]
-mod socket {
-    use std::{
-        io::{BufReader, Write as _},
-        os::unix::{
-            fs::PermissionsExt as _,
-            net::{UnixListener, UnixStream},
-        },
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
-        time::Duration,
-    };
-
-    use super::{Agent, BufRead as _, Code, Path, Problem, Request, Value, io};
-
-    /// Programs connected at a time.
-    const CONNECTIONS_MAX: usize = 16;
-
-    fn path(outbox_dir: &Path) -> std::path::PathBuf {
-        outbox_dir.join("agent.sock")
-    }
-
-    /// Serves local programs on the outbox's socket, each on a thread, as long as the process lives.
-    ///
-    /// Who may open the outbox may use it: the socket is the owner's alone.
-    pub(crate) fn listen(agent: &Arc<Agent>, outbox_dir: &Path) -> io::Result<()> {
-        let path = path(outbox_dir);
-        // The outbox is locked by this process: a socket that is there is a dead one's.
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        let agent = agent.clone();
-        let connections = Arc::new(AtomicUsize::new(0));
-        std::thread::Builder::new()
-            .name("p2p-local".to_owned())
-            .spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    if connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-                        connections.fetch_sub(1, Ordering::Relaxed);
-                        continue;
-                    }
-                    let (agent, connections) = (agent.clone(), connections.clone());
-                    std::thread::spawn(move || {
-                        if let Err(error) = super::serve(&agent, BufReader::new(&stream), &stream) {
-                            tracing::debug!(%error, "a local program went away");
-                        }
-                        connections.fetch_sub(1, Ordering::Relaxed);
-                    });
-                }
-            })?;
-        Ok(())
-    }
-
-    /// Takes the socket away, so that nobody waits at a closed door.
-    pub(crate) fn close(outbox_dir: &Path) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(path(outbox_dir));
-    }
-
-    /// Asks the agent that runs on an outbox; `None` where none does.
-    pub(crate) fn ask(outbox_dir: &Path, request: &Request) -> Option<Result<Value, Problem>> {
-        let mut stream = UnixStream::connect(path(outbox_dir)).ok()?;
-        Some(exchange(&mut stream, request).unwrap_or_else(|error| {
-            Err(Problem::new(
-                Code::Internal,
-                format!("the running agent did not answer: {error}"),
-            ))
-        }))
-    }
-
-    fn exchange(stream: &mut UnixStream, request: &Request) -> io::Result<Result<Value, Problem>> {
-        stream.set_read_timeout(Some(Duration::from_mins(10)))?;
-        let line = serde_json::to_string(request)?;
-        writeln!(stream, "{line}")?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer)?;
-        let answer: Value = serde_json::from_str(&answer)?;
-        Ok(
-            match (
-                answer["error"].as_str(),
-                answer["code"].as_i64(),
-                answer["state"].as_str(),
-            ) {
-                (Some(sentence), Some(code), None) => {
-                    let code = i32::try_from(code)
-                        .ok()
-                        .and_then(|code| Code::try_from(code).ok())
-                        .unwrap_or(Code::Internal);
-                    Err(Problem::new(code, sentence))
-                }
-                _ => Ok(answer),
-            },
-        )
-    }
-}
-
-#[cfg(unix)]
-pub(crate) use socket::{ask, close, listen};
 
 /// Without Unix sockets there is standard input, and commands open the outbox themselves.
 #[cfg(not(unix))]
-pub(crate) fn ask(_: &Path, _: &Request) -> Option<Result<Value, Problem>> {
-    None
+mod socket {
+    use std::{io::Write, path::Path, sync::Arc, time::Duration};
+
+    use p2p_sync_proto::Problem;
+    use serde_json::Value;
+
+    use super::Request;
+    use crate::agent::Agent;
+
+    pub(crate) fn ask(_: &Path, _: &Request) -> Option<Result<Value, Problem>> {
+        None
+    }
+
+    pub(crate) fn ask_within(_: &Path, _: &Request, _: Duration) -> Option<Result<Value, Problem>> {
+        None
+    }
+
+    /// No agent can be asked.
+    pub(crate) fn watch(_: &Path, _: &Request, _: impl Write) -> Option<Result<(), Problem>> {
+        None
+    }
+
+    /// Nothing is served here.
+    pub(crate) fn listen(_: &Arc<Agent>, _: &Path) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    /// There is nothing to take away.
+    pub(crate) fn close(_: &Path) {}
 }
 
-/// See the counterpart for Unix: nothing is served here.
-#[cfg(not(unix))]
-pub(crate) fn listen(_: &std::sync::Arc<Agent>, _: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-/// See the counterpart for Unix: there is nothing to take away.
-#[cfg(not(unix))]
-pub(crate) fn close(_: &Path) {}
+pub(crate) use socket::{ask, ask_within, close, listen, watch};
+#[cfg(unix)]
+pub(crate) use socket::{connect, exchange};

@@ -5,7 +5,9 @@
 //! back, oldest first, as room and the link allow. The live go first, the backlog gets at least every fourth message.
 
 mod backlog;
+mod closing;
 mod conflation;
+mod group;
 mod retry;
 mod take;
 
@@ -25,6 +27,8 @@ use uuid::Uuid;
 
 use crate::withdrawn::Withdrawn;
 
+pub(crate) use group::GroupOrder;
+
 /// Encoded bytes of all operations held here; beyond it the oldest are left to the disk.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// So much of the backlog is in memory however crowded that is; the largest payloads take 16 MiB then.
@@ -35,16 +39,38 @@ const BACKLOG_OPS_MIN: usize = 64;
 pub(crate) struct Entry {
     pub(crate) position: Position,
     pub(crate) operation_id: Uuid,
+    /// Empty for a group.
     pub(crate) path: Arc<str>,
     /// Kept as `every`: never conflated, and bound to the order of its path.
     pub(crate) every: bool,
     pub(crate) critical: bool,
     pub(crate) predecessor: Option<Position>,
+    pub(crate) group: Option<Arc<GroupOrder>>,
     /// Canonical bytes.
     pub(crate) bytes: Bytes,
     /// What it counted for when it was taken.
     pub(crate) reserved_bytes: usize,
     pub(crate) spooled: bool,
+}
+
+impl Entry {
+    /// What has to be settled before it.
+    fn predecessors(&self) -> impl Iterator<Item = Position> {
+        let of_group = self.group.as_deref().map_or(&[][..], |group| &group.predecessors);
+        self.predecessor.iter().chain(of_group).copied()
+    }
+
+    /// The paths in whose order it stands.
+    pub(crate) fn ordered_paths(&self) -> impl Iterator<Item = &str> {
+        let of_group = self.group.as_deref().map_or(&[][..], |group| &group.paths);
+        let own = (self.every && self.group.is_none()).then_some(&*self.path);
+        own.into_iter().chain(of_group.iter().map(String::as_str))
+    }
+
+    /// How many operations it counts for in a message.
+    fn operations(&self) -> usize {
+        self.group.as_deref().map_or(1, |group| group.paths.len())
+    }
 }
 
 #[derive(Debug)]
@@ -82,8 +108,8 @@ pub(crate) struct Pending {
     live: BTreeSet<Position>,
     backlog: BTreeSet<Position>,
     delayed: BTreeSet<(Instant, Position)>,
-    /// Which operation here names the key as its predecessor.
-    followers: HashMap<Position, Position>,
+    /// Predecessors, and the operations here that name them: of a group there may be one a path.
+    followers: BTreeSet<(Position, Position)>,
     /// The waiting operation of each `latest` path that a newer one may replace.
     newest: HashMap<Arc<str>, Position>,
     withdrawn: Withdrawn,
@@ -94,6 +120,8 @@ pub(crate) struct Pending {
     bytes: usize,
     ops_max: usize,
     conflation: bool,
+    /// Messages still to be decided with the oldest alone; 0: the live go first.
+    closing_messages: u32,
     /// Bulk messages taken since the backlog had its turn.
     since_backlog: u32,
 }
@@ -106,7 +134,7 @@ impl Pending {
             live: BTreeSet::new(),
             backlog: BTreeSet::new(),
             delayed: BTreeSet::new(),
-            followers: HashMap::new(),
+            followers: BTreeSet::new(),
             newest: HashMap::new(),
             withdrawn: Withdrawn::default(),
             withdrawn_in_flight: false,
@@ -114,6 +142,7 @@ impl Pending {
             bytes: 0,
             ops_max,
             conflation,
+            closing_messages: 0,
             since_backlog: 0,
         }
     }
@@ -130,6 +159,9 @@ impl Pending {
 
     /// Bulk operations that could be sent now.
     pub(crate) fn bulk_ready(&self) -> usize {
+        if self.is_closing_gaps() {
+            return self.oldest_ready();
+        }
         self.live.len() + self.backlog.len()
     }
 
@@ -137,6 +169,10 @@ impl Pending {
     pub(crate) fn push(&mut self, entry: Entry, crowded: bool) -> Option<Entry> {
         let replaced = self.conflate(&entry, crowded);
         let mut older = None;
+        // What comes after a group does not replace what came before it.
+        for path in entry.ordered_paths() {
+            self.newest.remove(path);
+        }
         if !entry.every {
             older = self.newest.insert(entry.path.clone(), entry.position);
         }
@@ -157,8 +193,8 @@ impl Pending {
 
     fn insert(&mut self, entry: Entry) {
         self.bytes += entry.bytes.len();
-        if let Some(predecessor) = entry.predecessor {
-            self.followers.insert(predecessor, entry.position);
+        for predecessor in entry.predecessors() {
+            self.followers.insert((predecessor, entry.position));
         }
         self.slots.insert(
             entry.position,
@@ -189,8 +225,8 @@ impl Pending {
         self.unqueue(position);
         let entry = self.slots.remove(&position)?.entry;
         self.bytes -= entry.bytes.len();
-        if let Some(predecessor) = entry.predecessor {
-            self.followers.remove(&predecessor);
+        for predecessor in entry.predecessors() {
+            self.followers.remove(&(predecessor, position));
         }
         self.release_followers(position);
         if self.newest.get(&entry.path) == Some(&position) {
@@ -202,6 +238,13 @@ impl Pending {
     /// Whether an operation is here still; one that is not is settled, or on disk alone.
     pub(crate) fn contains(&self, position: Position) -> bool {
         self.slots.contains_key(&position)
+    }
+
+    /// The oldest operation here or on disk alone, if there is one.
+    pub(crate) fn oldest(&self) -> Option<Position> {
+        let in_memory = self.slots.first_key_value().map(|(position, _)| *position);
+        let on_disk = self.on_disk.map(|(first, _)| first);
+        in_memory.into_iter().chain(on_disk).min()
     }
 
     /// Operations that are in memory alone, oldest first.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -15,9 +15,13 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
+    clients::Clients,
     config::Config,
-    lanes::Lanes,
+    counters::Counters,
+    events::Events,
+    lanes::{Lanes, Queued},
     link::LinkState,
+    near_cache::NearCache,
     outbox::{Change, DeadLetter, Outbox, damaged_record},
     pending::{Entry, Flight, Pending},
     resend,
@@ -28,6 +32,9 @@ use crate::{
 /// How soon an operation is sent again whose predecessor was not settled yet, first and longest.
 const NOT_YET_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// How soon what would have left too many gaps is looked at again, at least.
+const GAPS_DELAY: Duration = Duration::from_millis(20);
+
 /// What all of the agent's threads share.
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -35,15 +42,23 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u64,
     pub(crate) oldest_incarnation: u64,
     pub(crate) lanes: Lanes,
-    pub(crate) critical: Receiver<Entry>,
+    pub(crate) critical: Receiver<Queued>,
     pub(crate) pending: Mutex<Pending>,
     pub(crate) results: Results,
+    pub(crate) counters: Counters,
+    pub(crate) events: Arc<Events>,
+    /// Programs that hand their operations over to this agent.
+    pub(crate) clients: Arc<Clients>,
     /// On their way to the spooler: one for each settled operation that is on disk, and what is rare.
     pub(crate) changes: Mutex<Vec<Change>>,
     pub(crate) alarm: Alarm,
     pub(crate) critical_wake: Notify,
     pub(crate) bulk_wake: Notify,
     pub(crate) link: LinkState,
+    pub(crate) near_cache: Mutex<NearCache>,
+    pub(crate) cache_wake: Notify,
+    /// A call of the cache has waited in vain, and the hub has not answered one since.
+    pub(crate) cache_silent: AtomicBool,
     /// The link ends.
     pub(crate) stopping: AtomicBool,
     /// The link has ended: the spooler writes what is left and ends too.
@@ -62,6 +77,10 @@ pub(crate) type DeadLetterRequest = (usize, Sender<Result<Vec<DeadLetter>, Probl
 impl Shared {
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn near_cache(&self) -> MutexGuard<'_, NearCache> {
+        self.near_cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -101,9 +120,18 @@ impl Shared {
     }
 
     /// Takes critical operations out of their lane into what waits to be sent.
+    ///
+    /// Each in one step, for the sender and the spooler both do: what one of them has taken the other finds there.
     pub(crate) fn absorb_critical(&self) {
-        for entry in self.critical.try_iter() {
-            self.push(entry);
+        loop {
+            let is_disk_full = self.is_disk_full();
+            let mut pending = self.pending();
+            let Ok(queued) = self.critical.try_recv() else {
+                return;
+            };
+            let replaced = pending.push(queued.into_entry(), is_disk_full);
+            drop(pending);
+            self.superseded(replaced, is_disk_full);
         }
     }
 
@@ -125,6 +153,7 @@ impl Shared {
     fn superseded(&self, replaced: Option<Entry>, is_disk_full: bool) {
         if let Some(older) = replaced {
             let settled = Settled::plain(OperationState::Superseded);
+            self.counters.settled(settled.state);
             self.results.note(older.operation_id, older.position, settled);
             // What a full disk never held is written as one with all that is withdrawn, when it can be.
             if older.spooled || !is_disk_full {
@@ -137,7 +166,7 @@ impl Shared {
         std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change(&self, change: Change) {
+    pub(crate) fn change(&self, change: Change) {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
     }
 
@@ -173,6 +202,14 @@ impl Shared {
     pub(crate) fn answer(&self, flight: &Flight, reply: v1::BatchReply) {
         let now = Instant::now();
         let code = Code::try_from(reply.code).unwrap_or(Code::Internal);
+        if code == Code::TooManyGaps {
+            if self.pending().close_gaps() {
+                tracing::info!(
+                    "the hub has too many gaps between what it settled: the oldest operations go first for a while"
+                );
+            }
+            return self.put_back(flight, GAPS_DELAY);
+        }
         if code != Code::None {
             tracing::warn!(%code, reason = reply.message, "the hub did not decide a batch; it is sent again");
             let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
@@ -184,7 +221,8 @@ impl Shared {
             .map(|outcome| (outcome.index as usize, outcome))
             .collect();
         for (index, (position, _)) in flight.operations.iter().enumerate() {
-            match outcomes.remove(&index).map(settled_by) {
+            let outcome = outcomes.remove(&index);
+            match outcome.map(|outcome| settled_by(outcome.state, outcome.code, outcome.message)) {
                 None => self.settle(*position, Settled::plain(OperationState::Applied)),
                 Some(Some(settled)) => self.settle(*position, settled),
                 Some(None) => self.pending().not_yet(*position, now, |attempts| {
@@ -192,6 +230,7 @@ impl Shared {
                 }),
             }
         }
+        self.pending().decided();
         if !flight.withdrawn.is_empty() {
             self.pending().withdrawn_told(&flight.withdrawn);
             self.change(Change::WithdrawnTold(flight.withdrawn.clone()));
@@ -214,8 +253,8 @@ impl Shared {
         let Some(entry) = self.pending().remove(position) else {
             return;
         };
-        if entry.every {
-            self.lanes.settled(&entry.path, position);
+        for path in entry.ordered_paths() {
+            self.lanes.settled(path, position);
         }
         if self.config.debug {
             tracing::info!(operation_id = %entry.operation_id, path = %entry.path, state = ?settled.state, "settled");
@@ -228,6 +267,7 @@ impl Shared {
             // What is not on disk yet is taken out by the spooler, should it be written after all.
             _ => entry.spooled.then_some(Change::Remove(position)),
         };
+        self.counters.settled(settled.state);
         // Told before the record goes: who is killed in between is told again, never left without an answer.
         self.results.note(entry.operation_id, position, settled);
         if let Some(change) = change {
@@ -262,15 +302,18 @@ impl Shared {
 }
 
 /// What an outcome settles; `None`: not decided yet.
-fn settled_by(outcome: v1::Outcome) -> Option<Settled> {
-    let code = Code::try_from(outcome.code).unwrap_or(Code::Internal);
-    let problem = (code != Code::None).then(|| Problem::new(code, outcome.message));
-    let state = match v1::OutcomeState::try_from(outcome.state) {
+pub(crate) fn settled_by(state: i32, code: i32, message: String) -> Option<Settled> {
+    let code = Code::try_from(code).unwrap_or(Code::Internal);
+    let problem = (code != Code::None).then(|| Problem::new(code, message));
+    let state = match v1::OutcomeState::try_from(state) {
         // The hub has the path at this version or a newer one: that is what applied means.
         Ok(v1::OutcomeState::Applied | v1::OutcomeState::Superseded) => OperationState::Applied,
         Ok(v1::OutcomeState::Rejected) => OperationState::Rejected,
         Ok(v1::OutcomeState::Limbo) => OperationState::Limbo,
         Ok(v1::OutcomeState::NotYet) | Err(_) => return None,
     };
-    Some(Settled { state, problem })
+    Some(Settled {
+        problem,
+        ..Settled::plain(state)
+    })
 }

@@ -16,16 +16,18 @@ use p2p_sync_proto::{Code, Position, Problem, ids, v1::Operation};
 use prost::Message as _;
 
 use crate::{
+    clients::HandedOver,
+    lanes::Queued,
     outbox::{Change, Outbox, Record, is_full},
-    pending::{BYTES_MAX, Entry},
+    pending::{BYTES_MAX, Entry, GroupOrder},
     results::{OperationState, Settled},
     shared::Shared,
 };
 
 /// What is taken is on disk within this and one commit.
-const COMMIT_WINDOW: Duration = Duration::from_millis(5);
+pub(crate) const COMMIT_WINDOW: Duration = Duration::from_millis(5);
 /// Without work for so long, the thread sleeps until it is woken.
-const SLEEP_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const SLEEP_AFTER: Duration = Duration::from_secs(1);
 /// How often a full or failing disk is tried again.
 const DISK_RETRY: Duration = Duration::from_millis(500);
 /// A full outbox takes operations again when it has drained to this part of its bound.
@@ -50,6 +52,21 @@ impl Alarm {
         }
     }
 
+    /// Names the calling thread as the one to wake; the first one stays it.
+    pub(crate) fn wakes_this_thread(&self) {
+        let _ = self.thread.set(thread::current());
+    }
+
+    /// Sleeps until rung, a second at most, unless there is work after all.
+    pub(crate) fn sleep_unless(&self, is_work: impl FnOnce() -> bool) {
+        self.asleep.store(true, Ordering::SeqCst);
+        // What came before the flag was seen would not have rung.
+        if !is_work() {
+            thread::park_timeout(SLEEP_AFTER);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
     /// Wakes the spooler now.
     pub(crate) fn ring(&self) {
         if let Some(thread) = self.thread.get() {
@@ -60,22 +77,25 @@ impl Alarm {
 
 pub(crate) struct Spooler {
     shared: Arc<Shared>,
-    spool: crossbeam_channel::Receiver<Entry>,
+    spool: crossbeam_channel::Receiver<Queued>,
     outbox: Outbox,
     /// Changes whose commit failed.
     unwritten: Vec<Change>,
+    /// Operations of attached programs that no disk took yet: unlike ours they are not sent before.
+    held: Vec<Entry>,
     disk_tried: Instant,
     busy: Instant,
 }
 
 impl Spooler {
-    pub(crate) fn new(shared: Arc<Shared>, spool: crossbeam_channel::Receiver<Entry>, outbox: Outbox) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, spool: crossbeam_channel::Receiver<Queued>, outbox: Outbox) -> Self {
         let now = Instant::now();
         Self {
             shared,
             spool,
             outbox,
             unwritten: Vec::new(),
+            held: Vec::new(),
             disk_tried: now,
             busy: now,
         }
@@ -83,8 +103,7 @@ impl Spooler {
 
     /// Runs until the agent stops, and then until what was taken is on disk.
     pub(crate) fn run(mut self) {
-        // Set once: this is the alarm's only thread.
-        let _ = self.shared.alarm.thread.set(thread::current());
+        self.shared.alarm.wakes_this_thread();
         loop {
             let stopping = self.shared.is_stopping();
             let worked = self.round();
@@ -108,7 +127,9 @@ impl Spooler {
 
     /// What no disk took by the end is lost with this process; nobody is left to tell but the log.
     fn tell_of_loss(&self) {
-        let operations = self.spool.len() + self.shared.pending().unspooled().len();
+        // An attached program keeps its own until they are on disk.
+        let elsewhere = self.shared.clients.waiting_ops().saturating_sub(self.held.len());
+        let operations = self.spool.len().saturating_sub(elsewhere) + self.shared.pending().unspooled().len();
         if operations > 0 {
             tracing::error!(
                 operations,
@@ -121,12 +142,7 @@ impl Spooler {
         if self.busy.elapsed() < SLEEP_AFTER || !self.unwritten.is_empty() || self.shared.is_disk_full() {
             return thread::park_timeout(COMMIT_WINDOW);
         }
-        self.shared.alarm.asleep.store(true, Ordering::SeqCst);
-        // What came before the flag was seen would not have rung.
-        if self.spool.is_empty() {
-            thread::park_timeout(SLEEP_AFTER);
-        }
-        self.shared.alarm.asleep.store(false, Ordering::SeqCst);
+        self.shared.alarm.sleep_unless(|| !self.spool.is_empty());
     }
 
     /// One group: what was settled, what was taken, and what memory has room for.
@@ -137,10 +153,11 @@ impl Spooler {
         if self.shared.is_disk_full() {
             return self.round_on_full_disk(changes);
         }
-        let entries: Vec<Entry> = self.spool.try_iter().collect();
+        let entries: Vec<Entry> = self.spool.try_iter().map(Queued::into_entry).collect();
         let worked = !changes.is_empty() || !entries.is_empty();
-        let unsettled = self.unsettled(entries);
-        self.commit(changes, unsettled);
+        let handed_over = self.shared.clients.take_up_to(last_position(&entries));
+        let unsettled = self.unsettled(entries, &handed_over);
+        self.commit(changes, unsettled, handed_over);
         self.read_backlog();
         self.shared.serve_requests(&self.outbox);
         self.shared.report(&self.outbox);
@@ -148,11 +165,12 @@ impl Spooler {
     }
 
     /// Leaves out critical operations that the hub has answered in the meantime: they need no place on disk.
-    fn unsettled(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+    fn unsettled(&self, mut entries: Vec<Entry>, handed_over: &HandedOver) -> Vec<Entry> {
         self.shared.absorb_critical();
         let pending = self.shared.pending();
         entries.retain(|entry| {
-            let is_settled = entry.critical && !pending.contains(entry.position);
+            let was_sent = entry.critical && !handed_over.contains(entry.position);
+            let is_settled = was_sent && !pending.contains(entry.position);
             if is_settled {
                 self.shared.release_spool_bytes(entry.reserved_bytes);
             }
@@ -161,12 +179,14 @@ impl Spooler {
         entries
     }
 
-    fn commit(&mut self, mut changes: Vec<Change>, entries: Vec<Entry>) {
+    fn commit(&mut self, mut changes: Vec<Change>, entries: Vec<Entry>, handed_over: HandedOver) {
         let settlements = changes.len();
         changes.extend(entries.iter().map(insertion));
+        changes.extend(handed_over.changes());
         match self.outbox.commit(&changes) {
             Ok(()) => {
-                self.spooled(entries);
+                self.spooled(entries, &handed_over);
+                self.shared.clients.on_disk(&handed_over);
                 if self.outbox.bytes() >= self.shared.config.outbox_bytes_max {
                     self.shared.set_disk_full(true);
                 }
@@ -180,13 +200,18 @@ impl Spooler {
                     self.outbox.give_up_reserve();
                 }
                 self.disk_tried = Instant::now();
-                self.keep_in_memory(entries);
+                let (theirs, ours) = entries
+                    .into_iter()
+                    .partition(|entry| handed_over.contains(entry.position));
+                self.held = theirs;
+                self.shared.clients.put_back(handed_over);
+                self.keep_in_memory(ours);
             }
         }
     }
 
     /// Hands what is now on disk to the link.
-    fn spooled(&mut self, entries: Vec<Entry>) {
+    fn spooled(&mut self, entries: Vec<Entry>, handed_over: &HandedOver) {
         if entries.is_empty() {
             return;
         }
@@ -195,13 +220,16 @@ impl Spooler {
             entry.spooled = true;
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
-            if entry.critical {
+            if entry.critical && !handed_over.contains(entry.position) {
                 self.mark_spooled(entry.position);
             } else {
                 self.shared.push(entry);
             }
             // Last: whoever sees that nothing waits here has to see it there.
             self.shared.release_spool_bytes(reserved_bytes);
+        }
+        if !handed_over.is_empty() {
+            self.shared.critical_wake.notify_one();
         }
         self.shared.bulk_wake.notify_one();
     }
@@ -234,8 +262,10 @@ impl Spooler {
             .config
             .queue_ops_max
             .saturating_sub(self.shared.pending().len());
-        let entries: Vec<Entry> = self.spool.try_iter().take(room).collect();
-        self.keep_in_memory(entries);
+        let entries = self.spool.try_iter().take(room).map(Queued::into_entry);
+        let (theirs, ours): (Vec<Entry>, _) = entries.partition(|entry| self.shared.clients.is_waiting(entry.position));
+        self.held.extend(theirs);
+        self.keep_in_memory(ours);
         let due = self.disk_tried.elapsed() >= DISK_RETRY || self.shared.is_finishing();
         if due && let Err(error) = self.try_disk() {
             tracing::debug!(%error, "the outbox still cannot be written");
@@ -280,8 +310,16 @@ impl Spooler {
         }
         let entries = self.shared.pending().unspooled();
         let withdrawn = self.shared.pending().withdrawn().into_iter().map(Change::Withdrawn);
-        let changes: Vec<Change> = entries.iter().map(insertion).chain(withdrawn).collect();
-        self.outbox.commit(&changes).map_err(failed)?;
+        let handed_over = self.shared.clients.take_up_to(last_position(&self.held));
+        let mut changes: Vec<Change> = entries.iter().chain(&self.held).map(insertion).collect();
+        changes.extend(withdrawn.chain(handed_over.changes()));
+        if let Err(error) = self.outbox.commit(&changes) {
+            self.shared.clients.put_back(handed_over);
+            return Err(failed(error));
+        }
+        let held = std::mem::take(&mut self.held);
+        self.spooled(held, &handed_over);
+        self.shared.clients.on_disk(&handed_over);
         for entry in entries {
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
@@ -317,6 +355,10 @@ impl Spooler {
     }
 }
 
+fn last_position(entries: &[Entry]) -> Option<Position> {
+    entries.last().map(|entry| entry.position)
+}
+
 fn insertion(entry: &Entry) -> Change {
     let record = Record {
         operation: entry.bytes.clone(),
@@ -328,6 +370,7 @@ fn insertion(entry: &Entry) -> Change {
 
 fn entry_of(position: Position, record: Record) -> Option<Entry> {
     let operation = Operation::decode(record.operation.clone()).ok()?;
+    let group = GroupOrder::of(&operation);
     Some(Entry {
         position,
         operation_id: ids::read_id(&operation.operation_id)?,
@@ -336,6 +379,7 @@ fn entry_of(position: Position, record: Record) -> Option<Entry> {
         // What was left to the disk is late already: it goes by bulk, behind nothing critical.
         critical: false,
         predecessor: operation.predecessor.map(Into::into),
+        group,
         bytes: record.operation,
         reserved_bytes: 0,
         spooled: true,

@@ -4,12 +4,15 @@
 //! Both sides depend on this crate and on nothing of each other.
 
 pub mod body;
+pub mod cache;
 pub mod envelope;
+pub mod group;
 pub mod ids;
 pub mod json;
 pub mod keys;
 pub mod limits;
 pub mod message;
+pub mod operation;
 pub mod path;
 pub mod policy;
 pub mod reject_code;

@@ -16,7 +16,21 @@ pub const MAP_BYTES_MAX: usize = 32;
 /// An entity within its owner, bytes.
 pub const ENTITY_BYTES_MAX: usize = 128;
 
-/// Operations in one message.
+/// A key of the hosts' cache, bytes.
+pub const CACHE_KEY_BYTES_MAX: usize = 256;
+/// A value of the hosts' cache, or a message published by a host, bytes.
+pub const CACHE_VALUE_BYTES_MAX: usize = 256 * 1024;
+/// A channel's name, bytes.
+pub const CHANNEL_BYTES_MAX: usize = 128;
+/// The longest a hub keeps a value of a host's, seconds: 30 days.
+pub const CACHE_EXPIRY_SECONDS_MAX: u32 = 30 * 24 * 60 * 60;
+
+/// Members of one group.
+pub const GROUP_MEMBERS_MAX: usize = 64;
+/// An encoded group, bytes.
+pub const GROUP_BYTES_MAX: usize = 768 * 1024;
+
+/// Operations in one message; of a group each member counts.
 pub const BATCH_OPS_MAX: usize = 512;
 /// Ranges of withdrawn sequences in one message.
 pub const BATCH_WITHDRAWN_MAX: usize = 1024;
@@ -42,16 +56,21 @@ pub const SEQUENCE_GAPS_MAX: usize = 4096;
 pub const REASON_BYTES_MAX: usize = 512;
 
 const _: () = assert!(
-    PAYLOAD_BYTES_MAX + PATH_BYTES_MAX + 1024 <= BATCH_BYTES_MAX,
-    "the largest operation fits into a batch"
+    2 * (PAYLOAD_BYTES_MAX + PATH_BYTES_MAX + 1024) <= GROUP_BYTES_MAX && GROUP_BYTES_MAX <= BATCH_BYTES_MAX,
+    "two of the largest operations fit into a group, and the largest group into a batch"
 );
+const _: () = assert!(GROUP_MEMBERS_MAX <= BATCH_OPS_MAX, "a group fits into a batch");
 const _: () = assert!(
-    BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX + BATCH_OPS_MAX * 16 + BATCH_WITHDRAWN_MAX * 40 <= MESSAGE_BYTES_MAX,
+    BATCH_BYTES_MAX + GROUP_BYTES_MAX + BATCH_OPS_MAX * 16 + BATCH_WITHDRAWN_MAX * 40 <= MESSAGE_BYTES_MAX,
     "a batch with its last operation and its withdrawn ranges fits into a message"
 );
 const _: () = assert!(
     BATCH_OPS_MAX * (REASON_BYTES_MAX + 32) <= MESSAGE_BYTES_MAX,
     "a reply that refuses every operation of a batch fits into a message"
+);
+const _: () = assert!(
+    CACHE_VALUE_BYTES_MAX + CACHE_KEY_BYTES_MAX + CHANNEL_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX,
+    "the largest value fits into a message"
 );
 const _: () = assert!(
     MAP_BYTES_MAX + ENTITY_BYTES_MAX + 64 <= PATH_BYTES_MAX,

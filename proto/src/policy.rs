@@ -1,5 +1,7 @@
 //! What the hub lays down for each type: whose it is, what is kept of it, how it travels.
 
+use std::borrow::Cow;
+
 use crate::{
     json::Facts,
     limits::PAYLOAD_BYTES_MAX,
@@ -51,7 +53,7 @@ impl Policy {
     ///
     /// `entity` given by the call goes before the one read from the payload; a DELETE without payload has to give what
     /// the payload would have said (`ENTITY_MISSING`).
-    pub fn path(&self, place: &Place<'_>, facts: Option<&Facts>) -> Result<Path, Problem> {
+    pub fn path(&self, place: &Place<'_>, facts: Option<&Facts<'_>>) -> Result<Path, Problem> {
         let member = |key: &Option<String>| key.as_deref().and_then(|key| facts?.member(key));
         let scope = match self.owner {
             Owner::Map | Owner::Unspecified => Scope::Map(place.map),
@@ -62,11 +64,11 @@ impl Policy {
                 Scope::Char(id.ok_or_else(|| self.missing(self.owner_key.as_deref(), "character"))?)
             }
         };
-        let entity = match (&self.entity_key, place.entity.or_else(|| member(&self.entity_key))) {
-            (Some(key), None) => return Err(self.missing(Some(key), "entity")),
-            (_, entity) => entity,
-        };
-        Path::new(scope, self.data_type, entity)
+        let entity = place.entity.map(Cow::Borrowed).or_else(|| member(&self.entity_key));
+        if let (Some(key), None) = (&self.entity_key, &entity) {
+            return Err(self.missing(Some(key), "entity"));
+        }
+        Path::new(scope, self.data_type, entity.as_deref())
     }
 
     fn missing(&self, key: Option<&str>, what: &str) -> Problem {

@@ -192,6 +192,19 @@ impl Settings {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 
+impl Problems {
+    /// One for all of them, for where only one can be told: the first one's code, every one's sentence.
+    pub fn into_one(self) -> Problem {
+        match <[Problem; 1]>::try_from(self.0) {
+            Ok([problem]) => problem,
+            Err(problems) => {
+                let code = problems.first().map_or(crate::Code::Internal, |first| first.code);
+                Problem::new(code, Self(problems).to_string())
+            }
+        }
+    }
+}
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {

@@ -19,6 +19,7 @@ use tonic_reflection::server::Builder;
 use crate::{
     cache::Cache,
     config::{Admission, Config},
+    host_cache::HostCache,
     ingress::Ingress,
     keyring::Keyring,
     listener::connections,
@@ -69,10 +70,11 @@ impl App {
         // After the database, whose folder it may lie in.
         let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
         let timeline = store.timeline().await?;
-        let (cache, publisher, claim) = match &config.redis {
+        let (cache, publisher, host_cache, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),
                 Publisher::process(),
+                HostCache::process(),
                 Some(store.claim_single_proxy().await?),
             ),
             Some(redis) => {
@@ -81,7 +83,8 @@ impl App {
                     Problem::new(Code::RedisUnreachable, sentence)
                 })?;
                 let cache = Cache::redis(connection.clone(), &redis.prefix, config.cache);
-                (cache, Publisher::redis(connection, &redis.prefix), None)
+                let publisher = Publisher::redis(connection.clone(), &redis.prefix);
+                (cache, publisher, HostCache::redis(connection, &redis.prefix), None)
             }
         };
         let (draining, drained) = watch::channel(false);
@@ -91,6 +94,7 @@ impl App {
             store,
             cache,
             publisher,
+            host_cache,
             timeline: timeline.into(),
             writes: Writes::default(),
             reads: Semaphore::new(READS_MAX),

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod cursor;
+pub mod host_cache;
 pub mod ingress;
 pub mod keyring;
 pub mod listener;

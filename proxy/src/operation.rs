@@ -22,7 +22,9 @@ pub enum History {
     Off,
 }
 
-/// An operation that passed validation.
+/// An operation that passed validation, or one member of a group that did.
+///
+/// The members of a group share its index, id and position, and follow one another wherever operations are listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidOp {
     /// Which operation of the message, from 0.
@@ -55,6 +57,8 @@ pub struct ValidOp {
     pub made_at_ms: u64,
     /// JSON text that Postgres can hold; absent for a DELETE.
     pub payload: Option<String>,
+    /// A member of a group: stored with the others or not at all.
+    pub in_group: bool,
 }
 
 /// An operation that validation refused. It is kept with its reason, and its position counts as settled.
@@ -70,7 +74,7 @@ pub struct Refused {
     pub path: String,
     /// As the host gave it, whatever it is.
     pub data_type: i32,
-    /// As the host gave it, whatever it is, cut to what its type may have.
+    /// As the host gave it, whatever it is, cut to what its type may have; of a group its members as a JSON array.
     pub payload: Vec<u8>,
     /// Why.
     pub problem: Problem,
@@ -173,6 +177,8 @@ pub struct Change {
     pub received_at_ms: u64,
     /// Whether it came by the critical lane.
     pub critical: bool,
+    /// The group that it came in, if any.
+    pub group_id: Option<Uuid>,
 }
 
 impl Change {
@@ -187,6 +193,10 @@ impl Change {
             host_id: self.host_id.as_bytes().to_vec().into(),
             stream_sequence: self.stream_sequence,
             received_at_ms: self.received_at_ms,
+            group_id: self
+                .group_id
+                .map(|id| id.as_bytes().to_vec().into())
+                .unwrap_or_default(),
         }
     }
 }

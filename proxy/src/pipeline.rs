@@ -11,6 +11,7 @@ use tonic::Status;
 
 use crate::{
     cache::Cache,
+    host_cache::HostCache,
     open::Opener,
     operation::{Committed, Valid},
     publish::Publisher,
@@ -40,6 +41,8 @@ pub struct Hub {
     pub cache: Cache,
     /// Who is told of it.
     pub publisher: Publisher,
+    /// What hosts keep here for a while, which is no state.
+    pub host_cache: HostCache,
     /// The hub's timeline as the database told it last.
     pub timeline: AtomicU64,
     /// How much is written at one time.

@@ -1,4 +1,5 @@
-//! Reading: one state, the states under a prefix, the changes of a stream, what became of an operation.
+//! Reading: one state, the states under a prefix, the changes of a stream, what became of an operation; and the calls of the
+//! hosts' cache.
 
 use std::sync::atomic::Ordering;
 
@@ -29,6 +30,29 @@ pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::P
         Some(What::Scan(scan)) => read_scan(hub, &scan).await,
         Some(What::ChangesSince(changes)) => read_changes(hub, &changes).await,
         Some(What::OperationStatus(question)) => operation_status(hub, host_id, &question).await,
+        Some(What::CacheGet(get)) => cached(hub, host_id, &get.key).await,
+        Some(What::CacheSet(set)) => hub
+            .host_cache
+            .set(host_id, &set.key, set.value, set.expiry_seconds)
+            .await
+            .map(|()| pull_reply::What::CacheFlag(true)),
+        Some(What::CacheDelete(delete)) => {
+            let deleted = hub.host_cache.delete(host_id, &delete.key).await;
+            deleted.map(pull_reply::What::CacheFlag)
+        }
+        Some(What::CacheExists(exists)) => {
+            let there = hub.host_cache.exists(host_id, &exists.key).await;
+            there.map(pull_reply::What::CacheFlag)
+        }
+        Some(What::Publish(publish)) => hub
+            .host_cache
+            .publish(host_id, &publish.channel, &publish.message)
+            .await
+            .map(|()| pull_reply::What::CacheFlag(true)),
+        Some(What::CreateEmbedding(_) | What::SearchEmbeddings(_)) => Err(Problem::new(
+            Code::Unsupported,
+            "this hub serves no embeddings: do without them, or ask its operator",
+        )),
         None => Err(Problem::new(
             Code::BadRequest,
             "the request asks for nothing this hub knows: update the agent",
@@ -62,13 +86,26 @@ fn within_a_message(what: pull_reply::What) -> Result<pull_reply::What, Problem>
     let path = match &what {
         pull_reply::What::State(state) => state.path.as_str(),
         pull_reply::What::Page(page) => page.states.first().map_or("", |state| &state.path),
-        pull_reply::What::OperationStatus(_) => "",
+        pull_reply::What::CacheValue(_) => return Err(too_large_to_tell()),
+        _ => "",
     };
     let sentence = format!(
         "the state at {path} takes {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message: ask the operator to \
          make it smaller"
     );
     Err(Problem::new(Code::TooLarge, sentence))
+}
+
+/// What hosts write always fits; what the operator writes may not.
+fn too_large_to_tell() -> Problem {
+    let sentence = "the value is larger than a message may be: ask the operator to make it smaller";
+    Problem::new(Code::TooLarge, sentence)
+}
+
+async fn cached(hub: &Hub, host_id: Uuid, key: &str) -> Result<pull_reply::What, Problem> {
+    let found = hub.host_cache.get(host_id, key).await?;
+    let missing = || Problem::new(Code::NotFound, "there is no value at this key");
+    found.map(pull_reply::What::CacheValue).ok_or_else(missing)
 }
 
 async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem> {
@@ -251,6 +288,7 @@ mod tests {
             host_id: Uuid::nil(),
             stream_sequence,
             received_at_ms: 0,
+            group_id: None,
         };
         (1..=count).map(row).collect()
     }

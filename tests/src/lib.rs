@@ -1,6 +1,9 @@
 //! Whole systems: what starts hubs, agents, Postgres and Redis, the recording they are fed with, the demo and the load run.
 
+mod attached_program;
 pub mod demo;
+#[cfg(target_os = "linux")]
+pub mod enqueue;
 pub mod faulty_link;
 #[cfg(target_os = "linux")]
 pub mod load;

@@ -40,6 +40,7 @@ impl Happening {
             char_id: None,
             payload: self.payload.as_deref(),
             priority: Priority::ByType,
+            notify: false,
         }
     }
 

@@ -20,13 +20,15 @@ use crate::recording::Happening;
 /// How long a program may take to start or to end.
 const PROGRAM_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Runs `agent …` or `proxy …` as the programs of those names would; `None` for other arguments.
+/// Runs `agent …` or `proxy …` as the programs of those names would, or `attached <configuration>` as a program that
+/// attaches to a standalone agent; `None` for other arguments.
 ///
 /// A binary that calls this first is both programs, so that one build serves a whole system.
 pub fn run_as_program(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args: Vec<OsString> = args.into_iter().skip(1).collect();
     match args.first()?.to_str()? {
         "agent" => Some(p2p_sync_agent::cli::run(args)),
+        "attached" => Some(crate::attached_program::run(Path::new(args.get(1)?))),
         "proxy" => {
             args[0] = "p2p-sync-proxy".into();
             let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
@@ -240,10 +242,12 @@ pub fn is_settled(state: &str) -> bool {
     matches!(state, "APPLIED" | "SUPERSEDED" | "REJECTED" | "LIMBO")
 }
 
-/// An agent: a folder with its configuration and outbox, and the process when it runs.
+/// An agent, or a program attached to one: a folder with its configuration and outbox, and the process when it runs.
 pub struct Agent {
     host_id: Uuid,
     program: PathBuf,
+    /// What goes before the configuration's path.
+    arguments: &'static [&'static str],
     config: PathBuf,
     child: Option<Child>,
     input: Option<ChildStdin>,
@@ -266,25 +270,47 @@ impl Agent {
             text += &format!("{key} = {value}\n");
         }
         std::fs::write(&config, text).expect("the folder can be written");
-        let program = program.to_owned();
-        let ledger = Arc::default();
         let host_id = Credential::parse(credential).expect("a hub's credential").host_id;
+        let arguments = &["agent", "run", "--stdin", "--events", "--config"];
+        Self::of(program, arguments, config, host_id)
+    }
+
+    /// A program that attaches to this agent at its socket, with a folder of its own. Nothing runs yet.
+    #[must_use]
+    pub fn attached(&self, folder: &Path, settings: &[(&str, String)]) -> Self {
+        std::fs::create_dir_all(folder).expect("the folder can be made");
+        let config = folder.join("p2p_data_sync.conf");
+        let mut text = format!("agent_socket = {}\n", self.socket().display());
+        for (key, value) in settings {
+            text += &format!("{key} = {value}\n");
+        }
+        std::fs::write(&config, text).expect("the folder can be written");
+        Self::of(&self.program, &["attached"], config, self.host_id)
+    }
+
+    fn of(program: &Path, arguments: &'static [&'static str], config: PathBuf, host_id: Uuid) -> Self {
         Self {
             host_id,
-            program,
+            program: program.to_owned(),
+            arguments,
             config,
             child: None,
             input: None,
-            ledger,
+            ledger: Arc::default(),
             reader: None,
             questions: QUESTIONS,
         }
     }
 
+    /// Where it serves local programs.
+    pub fn socket(&self) -> PathBuf {
+        self.config.with_file_name("outbox").join("agent.sock")
+    }
+
     /// Starts it, reading operations and telling events.
     pub fn start(&mut self) {
         let mut child = Command::new(&self.program)
-            .args(["agent", "run", "--stdin", "--events", "--config"])
+            .args(self.arguments)
             .arg(&self.config)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

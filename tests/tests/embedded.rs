@@ -58,6 +58,7 @@ fn drop_of(payload: &str) -> Submission<'_> {
         char_id: None,
         payload: Some(payload),
         priority: Priority::ByType,
+        notify: false,
     }
 }
 

@@ -1,3 +1,6 @@
+use p2p_sync_proto::v1::Operation;
+use prost::Message as _;
+
 use super::*;
 
 fn lanes(queue_ops_max: usize) -> (Lanes, Exits) {
@@ -13,6 +16,7 @@ fn chat<'a>() -> Submission<'a> {
         char_id: None,
         payload: Some(r#"{"char_id":5,"text":"hi"}"#),
         priority: Priority::ByType,
+        notify: false,
     }
 }
 
@@ -21,7 +25,7 @@ fn positions_follow_each_other_and_every_operation_names_its_predecessor() {
     let (lanes, exits) = lanes(16);
     let first = lanes.take(&chat(), |_| ()).expect("taken").position;
     lanes.take(&chat(), |_| ()).expect("taken");
-    let entries: Vec<Entry> = exits.spool.try_iter().collect();
+    let entries: Vec<Queued> = exits.spool.try_iter().collect();
     assert_eq!(entries[0].predecessor, None);
     assert_eq!(entries[1].predecessor, Some(first));
     let sent = Operation::decode(entries[1].bytes.clone()).expect("canonical");
@@ -29,6 +33,39 @@ fn positions_follow_each_other_and_every_operation_names_its_predecessor() {
     lanes.settled("prontera/CHAT_MESSAGE/5", entries[1].position);
     lanes.take(&chat(), |_| ()).expect("taken");
     assert_eq!(exits.spool.try_recv().expect("third").predecessor, None);
+}
+
+#[test]
+fn a_parked_sender_is_woken_by_the_next_critical_operation_and_by_no_more() {
+    let (lanes, _exits) = lanes(16);
+    let critical = Submission {
+        priority: Priority::Critical,
+        ..chat()
+    };
+    let wakes = |submission: &Submission<'_>| lanes.take(submission, |_| ()).expect("taken").wakes_sender;
+    assert!(!wakes(&critical), "it is at work");
+    lanes.park_sender();
+    assert!(!wakes(&chat()), "bulk is none of its business");
+    assert!(wakes(&critical));
+    assert!(!wakes(&critical), "it was woken");
+}
+
+#[test]
+fn what_leaves_the_lanes_is_whole_and_holds_no_chunk() {
+    let (lanes, exits) = lanes(16);
+    let taken = lanes.take(&chat(), |_| ()).expect("taken");
+    let queued = exits.spool.try_recv().expect("queued");
+    let place = queued.bytes.as_ptr();
+    let entry = queued.into_entry();
+    assert_ne!(entry.bytes.as_ptr(), place);
+    assert_eq!(&*entry.path, "prontera/CHAT_MESSAGE/5");
+    assert_eq!(
+        (entry.operation_id, entry.position),
+        (taken.operation_id, taken.position)
+    );
+    let sent = Operation::decode(entry.bytes).expect("canonical");
+    assert_eq!(sent.path, "prontera/CHAT_MESSAGE/5");
+    assert_eq!(sent.operation_id, taken.operation_id.as_bytes().as_slice());
 }
 
 #[test]
@@ -69,4 +106,55 @@ fn invariant_12_payload_bytes_that_wait_are_bounded() {
     let taken = (0..1000).take_while(|_| lanes.take(&large, |_| ()).is_ok()).count();
     assert_eq!(taken, SPOOL_BYTES_MAX / (OPERATION_BYTES + text.len()));
     assert_eq!(lanes.take(&large, |_| ()).expect_err("bounded").code, Code::QueueFull);
+}
+
+#[test]
+fn a_group_stands_in_the_order_of_each_path_and_is_one_operation() {
+    let (lanes, exits) = lanes(16);
+    let other = Submission {
+        map: "geffen",
+        ..chat()
+    };
+    let before = lanes.take(&chat(), |_| ()).expect("taken").position;
+    let group = lanes.take_group(&[chat(), other.clone()], |_| ()).expect("taken");
+    lanes.take(&other, |_| ()).expect("taken");
+    let entries: Vec<Entry> = exits.spool.try_iter().map(Queued::into_entry).collect();
+    assert_eq!(entries[2].predecessor, Some(group.position));
+    let order = entries[1].group.as_deref().expect("a group");
+    assert_eq!(order.predecessors, [before]);
+    let sent = Operation::decode(entries[1].bytes.clone()).expect("canonical");
+    let read = GroupOrder::of(&sent).expect("a group");
+    assert_eq!((&read.paths, &read.predecessors), (&order.paths, &order.predecessors));
+    assert_eq!(order.paths, ["prontera/CHAT_MESSAGE/5", "geffen/CHAT_MESSAGE/5"]);
+}
+
+#[test]
+fn a_group_with_one_wrong_member_leaves_no_trace_and_one_critical_member_makes_it_critical() {
+    let (lanes, exits) = lanes(16);
+    let other = |payload| Submission {
+        map: "geffen",
+        payload: Some(payload),
+        ..chat()
+    };
+    let problem = lanes.take_group(&[chat(), other("{")], |_| ()).expect_err("no JSON");
+    assert_eq!(problem.code, Code::InvalidJson);
+    assert!(problem.sentence.starts_with("member 1 of the group"), "{problem}");
+    let many = vec![chat(); 65];
+    for members in [&[][..], &[chat(), chat()], &many] {
+        assert_eq!(
+            lanes.take_group(members, |_| ()).expect_err("no group").code,
+            Code::BadOperation
+        );
+    }
+    assert!(exits.spool.is_empty());
+    assert_eq!(lanes.spool_bytes.load(Ordering::Relaxed), 0);
+    lanes.take(&chat(), |_| ()).expect("taken");
+    assert_eq!(exits.spool.try_recv().expect("taken").predecessor, None);
+
+    let urgent = Submission {
+        priority: Priority::Critical,
+        ..other(r#"{"char_id":5}"#)
+    };
+    lanes.take_group(&[chat(), urgent], |_| ()).expect("taken");
+    assert_eq!(exits.critical.len(), 1);
 }

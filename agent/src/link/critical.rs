@@ -24,6 +24,10 @@ use crate::{pending::Flight, shared::Shared};
 
 /// So many calls in a row without an answer in time, and the connection is made anew.
 const SILENT_CALLS_MAX: u32 = 3;
+/// How soon a critical operation is seen that nobody waits for, while they keep coming.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Without a critical operation for so long, a few turns of a game loop, the sender parks until it is woken.
+const PARK_AFTER: Duration = Duration::from_millis(100);
 /// An idle connection is tried this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -56,6 +60,7 @@ async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
     let silent = Arc::new(AtomicU32::new(0));
     let client = CriticalClient::with_origin(session.channel.clone(), session.origin.clone())
         .max_decoding_message_size(SEALED_BYTES_MAX);
+    let mut worked = Instant::now();
     loop {
         tokio::select! {
             biased;
@@ -66,7 +71,7 @@ async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
                     return problem;
                 }
             }
-            (flight, permit) = next(shared, &in_flight) => {
+            (flight, permit) = next(shared, &in_flight, &mut worked) => {
                 let call = Call {
                     shared: shared.clone(),
                     client: client.clone(),
@@ -81,19 +86,39 @@ async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
 }
 
 /// Waits for something to send and room to send it.
-async fn next(shared: &Shared, in_flight: &Arc<Semaphore>) -> (Flight, OwnedSemaphorePermit) {
+///
+/// To be woken costs a caller more than everything else it does. So this looks by itself while operations keep coming,
+/// since `worked` at the last, and is woken when it has parked; or at once by a caller who waits.
+async fn next(shared: &Shared, in_flight: &Arc<Semaphore>, worked: &mut Instant) -> (Flight, OwnedSemaphorePermit) {
     let permit = in_flight.clone().acquire_owned().await.expect("never closed");
+    let mut parked = false;
     loop {
+        let now = Instant::now();
         let delayed_until = {
             shared.absorb_critical();
             let mut pending = shared.pending();
-            let delayed_until = pending.wake(Instant::now());
+            let delayed_until = pending.wake(now);
             if let Some(flight) = pending.take_critical() {
+                *worked = now;
                 return (flight, permit);
             }
             delayed_until
         };
-        super::wait(&shared.critical_wake, delayed_until).await;
+        if now.duration_since(*worked) < PARK_AFTER {
+            let look = now + LOOK_EVERY;
+            super::wait(
+                &shared.critical_wake,
+                Some(delayed_until.map_or(look, |until| until.min(look))),
+            )
+            .await;
+        } else if parked {
+            super::wait(&shared.critical_wake, delayed_until).await;
+            parked = false;
+        } else {
+            // One more look: what came before this would not wake it.
+            shared.lanes.park_sender();
+            parked = true;
+        }
     }
 }
 

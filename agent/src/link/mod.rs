@@ -1,6 +1,7 @@
 //! The link to the hub: a connection for critical messages, one for bulk, one for reading when it is asked for.
 
 mod bulk;
+mod cache;
 mod critical;
 mod session;
 
@@ -18,21 +19,34 @@ use p2p_sync_proto::{
     limits::SEALED_BYTES_MAX,
     v1::{self, pull_client::PullClient},
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::Semaphore};
 
-use crate::{config::Config, shared::Shared};
+use crate::{config::Config, events::Events, shared::Shared, threads};
 
 use session::Sealer;
 
 /// Whether the hub answers.
-#[derive(Default)]
 pub(crate) struct LinkState {
     answers: AtomicBool,
     problem: Mutex<Option<Problem>>,
     known: Condvar,
+    /// As it was told last, if it was: whether there is a connection, not whether each call is answered in time.
+    told_up: Mutex<Option<bool>>,
+    events: Arc<Events>,
 }
 
 impl LinkState {
+    /// Tells `events` when the link comes and goes.
+    pub(crate) fn new(events: Arc<Events>) -> Self {
+        Self {
+            answers: AtomicBool::new(false),
+            problem: Mutex::default(),
+            known: Condvar::new(),
+            told_up: Mutex::default(),
+            events,
+        }
+    }
+
     /// Whether a caller who waits may expect an answer.
     pub(crate) fn answers(&self) -> bool {
         self.answers.load(Ordering::Relaxed)
@@ -64,6 +78,8 @@ impl LinkState {
         *problem = None;
         self.set_answers(true);
         self.known.notify_all();
+        drop(problem);
+        self.tell(None);
     }
 
     /// Notes why the link is down; told once for each new reason.
@@ -72,57 +88,98 @@ impl LinkState {
         if known.as_ref() != Some(&problem) {
             tracing::warn!("the link is down: {problem}");
         }
-        *known = Some(problem);
+        *known = Some(problem.clone());
         self.set_answers(false);
         self.known.notify_all();
+        drop(known);
+        self.tell(Some(problem));
+    }
+
+    fn tell(&self, down: Option<Problem>) {
+        let is_up = down.is_none();
+        let mut told_up = self.told_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told_up != Some(is_up) {
+            *told_up = Some(is_up);
+            self.events.link(down);
+        }
     }
 }
 
 /// The threads that the link runs on.
 pub(crate) fn runtime(worker_threads: usize) -> Result<Runtime, Problem> {
-    tokio::runtime::Builder::new_multi_thread()
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder
         .worker_threads(worker_threads)
         .thread_name("p2p-link")
-        .enable_all()
-        .build()
+        .on_thread_start(threads::behind_this_one())
+        .enable_all();
+    threads::deaf(|| builder.build())
         .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))
 }
 
-/// Starts both lanes' connections.
-pub(crate) fn start(shared: &Arc<Shared>, runtime: &Runtime) {
+/// Starts both lanes' connections, and what carries the cache's writes over the one for reading.
+pub(crate) fn start(shared: &Arc<Shared>, puller: &Arc<Puller>, runtime: &Runtime) {
+    runtime.spawn(cache::run(shared.clone(), puller.clone()));
     runtime.spawn(critical::run(shared.clone()));
     runtime.spawn(bulk::run(shared.clone()));
 }
 
 /// Reads from the hub over a connection that is made when it is first used.
-pub(crate) struct Puller {
-    client: PullClient<tonic::transport::Channel>,
-    sealer: Sealer,
+pub(crate) struct Puller(Way);
+
+/// How the hub is asked.
+enum Way {
+    Itself {
+        client: PullClient<tonic::transport::Channel>,
+        sealer: Sealer,
+    },
+    /// Through an agent that is asked on a thread of the runtime's for what blocks.
+    Agent { ask: Arc<AskAgent>, places: Semaphore },
 }
+
+/// Asks an agent, waiting at most so long.
+pub(crate) type AskAgent = dyn Fn(&v1::PullRequest, Duration) -> Result<v1::PullReply, Problem> + Send + Sync;
+
+/// Questions to an agent at a time.
+const ASKED_AGENT_MAX: usize = 4;
 
 impl Puller {
     /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part.
-    pub(crate) fn new(config: &Config, incarnation: u64) -> Self {
+    pub(crate) fn new(config: &Config, incarnation: u64) -> Result<Self, Problem> {
         let channel = session::endpoint(config).connect_lazy();
         let client = PullClient::with_origin(channel, session::origin(config));
-        Self {
+        Ok(Self(Way::Itself {
             client: client.max_decoding_message_size(SEALED_BYTES_MAX),
-            sealer: Sealer::new(config, incarnation),
-        }
+            sealer: Sealer::new(config.credential()?, incarnation),
+        }))
+    }
+
+    /// Reads through an agent.
+    pub(crate) fn through_agent(ask: Arc<AskAgent>) -> Self {
+        let places = Semaphore::new(ASKED_AGENT_MAX);
+        Self(Way::Agent { ask, places })
     }
 
     /// One question and its answer. Codes of the hub's refusal, or `HUB_UNAVAILABLE`.
     pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
-        let (label, sealed) = self.sealer.seal(Lane::Pull, &request);
+        let (client, envelopes) = match &self.0 {
+            Way::Itself { client, sealer } => (client, sealer),
+            Way::Agent { ask, places } => {
+                let _place = places.acquire().await.expect("never closed");
+                let ask = ask.clone();
+                let asked = tokio::task::spawn_blocking(move || ask(&request, timeout)).await;
+                return asked.unwrap_or_else(|error| Err(Problem::new(Code::Internal, error.to_string())));
+            }
+        };
+        let (label, sealed) = envelopes.seal(Lane::Pull, &request);
         let mut call = tonic::Request::new(sealed);
         call.set_timeout(timeout);
-        let answer = self
-            .client
+        let answer = client
             .clone()
             .call(call)
             .await
             .map_err(|status| session::problem_of(&status))?;
-        let reply: v1::PullReply = self.sealer.open(&label, &answer.into_inner())?;
+        let reply: v1::PullReply = envelopes.open(&label, &answer.into_inner())?;
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {
             Code::None => Ok(reply),
             code => Err(Problem::new(code, reply.message)),

@@ -32,9 +32,9 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    pub(crate) fn new(config: &Config, incarnation: u64) -> Self {
+    pub(crate) fn new(credential: &Credential, incarnation: u64) -> Self {
         Self {
-            credential: Arc::new(config.credential.clone()),
+            credential: Arc::new(credential.clone()),
             incarnation,
             sent: Arc::default(),
         }
@@ -100,7 +100,7 @@ impl Session {
             );
             Problem::new(Code::HubUnavailable, sentence)
         })?;
-        let sealer = Sealer::new(&shared.config, shared.incarnation);
+        let sealer = Sealer::new(shared.config.credential()?, shared.incarnation);
         let session = Self {
             channel,
             origin: origin(&shared.config),

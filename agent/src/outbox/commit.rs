@@ -6,7 +6,9 @@ use p2p_sync_proto::{Code, Position, Problem, envelope::seal_with};
 use prost::{Message as _, bytes::Bytes};
 use redb::{Database, Table, WriteTransaction};
 
-use super::{Change, DEAD_LETTERS, DeadRecord, Key, META, OPERATIONS, Outbox, Record, Sizes, WITHDRAWN, key, now_ms};
+use super::{
+    CLIENTS, Change, DEAD_LETTERS, DeadRecord, Key, META, OPERATIONS, Outbox, Record, Sizes, WITHDRAWN, key, now_ms,
+};
 
 /// Sealed bytes of dead letters kept; beyond it the oldest give way.
 const DEAD_LETTER_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -38,6 +40,12 @@ pub(super) fn commit(outbox: &Outbox, database: &Database, changes: &[Change]) -
             Change::Policies(policies) => {
                 let wire = policies.to_wire().encode_to_vec();
                 write.open_table(META)?.insert("policies", wire.as_slice())?;
+            }
+            Change::Client(id, number) => {
+                write.open_table(CLIENTS)?.insert(id.as_u128(), (*number, now_ms()))?;
+            }
+            Change::ForgetClient(id) => {
+                write.open_table(CLIENTS)?.remove(id.as_u128())?;
             }
         }
     }

@@ -22,6 +22,8 @@ use prost::{Message, bytes::Bytes};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use uuid::Uuid;
 
+use crate::pending::GroupOrder;
+
 mod commit;
 mod file;
 
@@ -35,6 +37,8 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const OPERATIONS: TableDefinition<Key, &[u8]> = TableDefinition::new("operations");
 const WITHDRAWN: TableDefinition<Key, u64> = TableDefinition::new("withdrawn");
 const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_letters");
+/// Of each attached program: the highest number of its operations that were taken, and when that was, ms since 1970.
+const CLIENTS: TableDefinition<u128, (u64, u64)> = TableDefinition::new("clients");
 
 /// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
 /// of a copy-on-write file needs pages too.
@@ -93,6 +97,9 @@ pub(crate) enum Change {
     /// Removed, and kept as a dead letter.
     Bury(Position, Bytes, Problem),
     Policies(Policies),
+    /// An attached program's operations up to this number are here, or were refused.
+    Client(Uuid, u64),
+    ForgetClient(Uuid),
 }
 
 /// What was found when the outbox was opened.
@@ -104,6 +111,8 @@ pub(crate) struct Found {
     pub(crate) tails: HashMap<String, Position>,
     pub(crate) withdrawn: Vec<SequenceRange>,
     pub(crate) policies: Option<Policies>,
+    /// Attached programs of earlier starts: the number and the time of [`Change::Client`].
+    pub(crate) clients: Vec<(Uuid, u64, u64)>,
 }
 
 /// Records as they were read, and where to read on.
@@ -193,6 +202,7 @@ impl Outbox {
             write.open_table(OPERATIONS)?;
             write.open_table(WITHDRAWN)?;
             write.open_table(DEAD_LETTERS)?;
+            write.open_table(CLIENTS)?;
         }
         write.commit()?;
         Ok(())
@@ -224,12 +234,16 @@ impl Outbox {
                 };
                 found.first.get_or_insert(position);
                 found.last = Some(position);
-                if record.every {
+                if let Some(group) = GroupOrder::of(&operation) {
+                    let paths = group.paths.iter().cloned();
+                    found.tails.extend(paths.map(|path| (path, position)));
+                } else if record.every {
                     found.tails.insert(operation.path, position);
                 }
             }
         }
         self.recount().map_err(|error| unreadable(&self.folder, &error))?;
+        found.clients = self.read_clients().map_err(|error| unreadable(&self.folder, &error))?;
         found.withdrawn = self
             .read_withdrawn()
             .map_err(|error| unreadable(&self.folder, &error))?;
@@ -383,6 +397,17 @@ impl Outbox {
         Ok(ranges)
     }
 
+    fn read_clients(&self) -> Result<Vec<(Uuid, u64, u64)>, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let mut clients = Vec::new();
+        for row in read.open_table(CLIENTS)?.iter()? {
+            let (id, progress) = row?;
+            let (number, used_ms) = progress.value();
+            clients.push((Uuid::from_u128(id.value()), number, used_ms));
+        }
+        Ok(clients)
+    }
+
     /// The newest dead letters, newest first.
     pub(crate) fn dead_letters(&self, letters_max: usize) -> Result<Vec<DeadLetter>, redb::Error> {
         let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
@@ -433,7 +458,11 @@ fn at((incarnation, sequence): Key) -> Position {
 }
 
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ms_since_1970(SystemTime::now())
+}
+
+pub(crate) fn ms_since_1970(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

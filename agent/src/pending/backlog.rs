@@ -15,7 +15,12 @@ impl Pending {
                 let live = self.live.first().filter(spooled);
                 live.or_else(|| self.critical.first().filter(spooled))
             };
-            let Some(position) = backlog.or_else(oldest).copied() else {
+            let given_up = if self.is_closing_gaps() {
+                self.newest_spooled()
+            } else {
+                backlog.or_else(oldest).copied()
+            };
+            let Some(position) = given_up else {
                 return;
             };
             self.remove(position);
@@ -34,6 +39,10 @@ impl Pending {
     /// What is older than all in memory always finds a little room: the rest may have to wait for it.
     pub(crate) fn wants_backlog(&self) -> Option<(Position, Position, usize)> {
         let (from, to) = self.on_disk?;
+        if self.is_closing_gaps() {
+            let room = self.room_for_oldest(from);
+            return (room > 0).then_some((from, to, room));
+        }
         let room = (self.ops_max / 2).saturating_sub(self.slots.len());
         if self.slots.first_key_value().is_none_or(|(first, _)| from < *first) {
             return Some((from, to, room.max(BACKLOG_OPS_MIN)));
@@ -55,6 +64,9 @@ impl Pending {
                 self.backlog.insert(entry.position);
                 self.insert(entry);
             }
+        }
+        if self.is_closing_gaps() {
+            self.shed();
         }
     }
 

@@ -65,7 +65,12 @@ impl Pending {
 
     /// Withdrawn ranges wait to be told.
     pub(crate) fn has_withdrawn(&self) -> bool {
-        !self.withdrawn.is_empty() && !self.withdrawn_in_flight
+        !self.withdrawn_in_flight
+            && if self.is_closing_gaps() {
+                self.has_oldest_withdrawn()
+            } else {
+                !self.withdrawn.is_empty()
+            }
     }
 
     /// Takes out the ranges that the hub has been told.

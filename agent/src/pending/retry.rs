@@ -36,9 +36,8 @@ impl Pending {
         let Some(Slot { entry, .. }) = self.slots.get(&position) else {
             return;
         };
-        let predecessor = entry.predecessor;
-        let is_here = predecessor.is_some_and(|before| self.slots.contains_key(&before));
-        let is_on_disk = !is_here && predecessor.is_some_and(|before| self.is_on_disk(before));
+        let is_here = entry.predecessors().any(|before| self.slots.contains_key(&before));
+        let is_on_disk = !is_here && entry.predecessors().any(|before| self.is_on_disk(before));
         if is_on_disk && entry.spooled {
             self.remove(position);
             self.leave_to_disk(position, position);
@@ -50,17 +49,33 @@ impl Pending {
     }
 
     /// Queues the delayed operations that follow one another on the path of one that goes.
-    pub(super) fn release_followers(&mut self, mut position: Position) {
-        while let Some(&follower) = self.followers.get(&position)
-            && let Some(Slot {
-                stage: Stage::Delayed(until),
-                ..
-            }) = self.slots.get(&follower)
-        {
-            self.delayed.remove(&(*until, follower));
-            self.requeue(follower);
-            position = follower;
+    pub(super) fn release_followers(&mut self, position: Position) {
+        let mut gone = vec![position];
+        while let Some(before) = gone.pop() {
+            let followers: Vec<Position> = self.followers_of(before).collect();
+            for follower in followers {
+                if let Some(Slot {
+                    stage: Stage::Delayed(until),
+                    ..
+                }) = self.slots.get(&follower)
+                {
+                    self.delayed.remove(&(*until, follower));
+                    self.requeue(follower);
+                    gone.push(follower);
+                }
+            }
         }
+    }
+
+    fn followers_of(&self, position: Position) -> impl Iterator<Item = Position> {
+        let first = Position {
+            incarnation: 0,
+            sequence: 0,
+        };
+        let named = self.followers.range((position, first)..);
+        named
+            .take_while(move |(before, _)| *before == position)
+            .map(|(_, follower)| *follower)
     }
 
     /// Forgets the delays: the link answers again.

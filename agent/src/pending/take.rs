@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Flight, Pending, Position, Stage};
+use p2p_sync_proto::v1::SequenceRange;
+
+use super::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Flight, Pending, Position, Slot, Stage};
 
 /// Every so many bulk messages is one of the backlog while live operations wait too.
 const BACKLOG_SHARE: u32 = 4;
@@ -10,19 +12,24 @@ const BACKLOG_SHARE: u32 = 4;
 impl Pending {
     /// Takes the next critical message: what is there at once, together, with the unsettled predecessors of each path.
     pub(crate) fn take_critical(&mut self) -> Option<Flight> {
+        if self.is_closing_gaps() {
+            return None;
+        }
         let mut members: BTreeSet<Position> = BTreeSet::new();
         let mut behind_the_disk = Vec::new();
-        let mut bytes = 0;
+        let (mut operations, mut bytes) = (0, 0);
         for position in &self.critical {
             let Some(chain) = self.chain(*position, &members) else {
                 behind_the_disk.push(*position);
                 continue;
             };
             let chain_bytes: usize = chain.iter().map(|member| self.slots[member].entry.bytes.len()).sum();
-            let is_full = members.len() + chain.len() > BATCH_OPS_MAX || bytes + chain_bytes > BATCH_BYTES_MAX;
+            let chain_operations: usize = chain.iter().map(|member| self.slots[member].entry.operations()).sum();
+            let is_full = operations + chain_operations > BATCH_OPS_MAX || bytes + chain_bytes > BATCH_BYTES_MAX;
             if is_full && !members.is_empty() {
                 break;
             }
+            operations += chain_operations;
             bytes += chain_bytes;
             members.extend(chain);
         }
@@ -51,19 +58,25 @@ impl Pending {
     /// The operation and its unsettled predecessors that are not in the message yet; `None` when one is not in memory,
     /// or they are more than a message holds.
     pub(super) fn chain(&self, position: Position, members: &BTreeSet<Position>) -> Option<Vec<Position>> {
-        let (mut chain, mut bytes) = (Vec::new(), 0);
-        let mut next = Some(position);
-        while let Some(at) = next.filter(|at| !members.contains(at)) {
-            match self.slots.get(&at) {
-                Some(slot) => {
-                    chain.push(at);
-                    next = slot.entry.predecessor;
-                }
-                None if self.is_on_disk(at) => return None,
-                None => break,
+        let (mut chain, mut operations, mut bytes) = (Vec::new(), 0, 0);
+        let mut next = vec![position];
+        // Behind a group the paths part, and may meet again.
+        let mut seen = BTreeSet::new();
+        while let Some(at) = next.pop() {
+            if members.contains(&at) || !seen.insert(at) {
+                continue;
             }
-            bytes += self.slots.get(&at).map_or(0, |slot| slot.entry.bytes.len());
-            if chain.len() > BATCH_OPS_MAX || (chain.len() > 1 && bytes > BATCH_BYTES_MAX) {
+            let Some(Slot { entry, .. }) = self.slots.get(&at) else {
+                if self.is_on_disk(at) {
+                    return None;
+                }
+                continue;
+            };
+            chain.push(at);
+            next.extend(entry.predecessors());
+            operations += entry.operations();
+            bytes += entry.bytes.len();
+            if operations > BATCH_OPS_MAX || (chain.len() > 1 && bytes > BATCH_BYTES_MAX) {
                 return None;
             }
         }
@@ -81,6 +94,9 @@ impl Pending {
 
     /// Takes the next bulk message of at most `ops_max` operations.
     pub(crate) fn take_bulk(&mut self, ops_max: usize) -> Option<Flight> {
+        if self.is_closing_gaps() {
+            return self.take_oldest(ops_max);
+        }
         let backlog_first =
             !self.backlog.is_empty() && (self.live.is_empty() || self.since_backlog + 1 >= BACKLOG_SHARE);
         self.since_backlog = if backlog_first { 0 } else { self.since_backlog + 1 };
@@ -89,22 +105,32 @@ impl Pending {
         } else {
             (&self.live, &self.backlog)
         };
-        let mut bytes = 0;
-        let mut taken: Vec<Position> = first
-            .iter()
-            .chain(second)
-            .take(ops_max.min(BATCH_OPS_MAX))
+        let taken = self.fitting(first.iter().chain(second), ops_max.min(BATCH_OPS_MAX));
+        let withdrawn = self.take_withdrawn();
+        self.flight(taken, withdrawn)
+    }
+
+    /// As many of these as go into one message, in their order.
+    pub(super) fn fitting<'a>(&self, waiting: impl Iterator<Item = &'a Position>, ops_max: usize) -> Vec<Position> {
+        let (mut operations, mut bytes) = (0, 0);
+        let mut fitting: Vec<Position> = waiting
+            .take(ops_max)
             .copied()
             .take_while(|position| {
-                bytes += self.slots[position].entry.bytes.len();
-                bytes <= BATCH_BYTES_MAX || bytes == self.slots[position].entry.bytes.len()
+                let entry = &self.slots[position].entry;
+                operations += entry.operations();
+                bytes += entry.bytes.len();
+                operations <= BATCH_OPS_MAX && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes.len())
             })
             .collect();
-        taken.sort_unstable();
+        fitting.sort_unstable();
+        fitting
+    }
+
+    pub(super) fn flight(&mut self, taken: Vec<Position>, withdrawn: Vec<SequenceRange>) -> Option<Flight> {
         for position in &taken {
             self.begin(*position);
         }
-        let withdrawn = self.take_withdrawn();
         let operations = taken
             .iter()
             .map(|position| (*position, self.slots[position].entry.bytes.clone()))

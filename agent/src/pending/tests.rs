@@ -13,6 +13,7 @@ fn entry(sequence: u64, path: &str) -> Entry {
         every: false,
         critical: false,
         predecessor: None,
+        group: None,
         bytes: Bytes::from_static(b"0123456789"),
         reserved_bytes: 0,
         spooled: true,
@@ -325,4 +326,107 @@ fn what_is_left_to_the_disk_while_it_is_read_is_not_forgotten() {
     pending.take_back(from, (5..=9).map(|sequence| entry(sequence, "m")).collect(), None);
     let (from, ..) = pending.wants_backlog().expect("the earlier one is still there");
     assert_eq!(from, at(3));
+}
+
+/// A group that writes these paths, after these operations.
+fn group(sequence: u64, paths: &[&str], predecessors: &[u64]) -> Entry {
+    let at = |&sequence: &u64| Position {
+        incarnation: 1,
+        sequence,
+    };
+    Entry {
+        every: true,
+        group: Some(Arc::new(GroupOrder {
+            paths: paths.iter().map(|&path| path.to_owned()).collect(),
+            predecessors: predecessors.iter().map(at).collect(),
+        })),
+        ..entry(sequence, "")
+    }
+}
+
+#[test]
+fn nothing_is_conflated_into_a_group_or_across_it() {
+    let mut pending = Pending::new(100_000, true);
+    pending.push(entry(1, "m/a"), false);
+    pending.push(group(2, &["m/a", "m/b"], &[]), false);
+    assert!(pending.push(entry(3, "m/a"), true).is_none());
+    let replaced = pending.push(entry(4, "m/a"), true).expect("after the group");
+    assert_eq!(replaced.position.sequence, 3);
+    assert_eq!(sequences(&pending.take_bulk(BATCH_OPS_MAX).expect("wait")), [1, 2, 4]);
+}
+
+#[test]
+fn a_critical_operation_takes_along_a_group_and_all_that_comes_before_that() {
+    let mut pending = Pending::new(100, true);
+    pending.push(every(1, None), false);
+    pending.push(every(2, None), false);
+    pending.push(group(3, &["m/a", "m/b"], &[1, 2]), false);
+    let mut last = every(4, Some(3));
+    last.critical = true;
+    pending.push(last, false);
+    assert_eq!(sequences(&pending.take_critical().expect("waits")), [1, 2, 3, 4]);
+}
+
+#[test]
+fn all_that_waits_for_a_group_is_tried_again_when_it_is_settled() {
+    let mut pending = Pending::new(100, true);
+    let now = Instant::now();
+    pending.push(group(1, &["m/a", "m/b"], &[]), false);
+    pending.push(every(2, Some(1)), false);
+    pending.push(every(3, Some(1)), false);
+    let flight = pending.take_bulk(10).expect("three wait");
+    for (position, _) in &flight.operations[1..] {
+        pending.not_yet(*position, now, second);
+    }
+    assert!(pending.take_bulk(10).is_none());
+    pending.remove(flight.operations[0].0);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("released")), [2, 3]);
+}
+
+#[test]
+fn the_members_of_groups_count_in_a_message() {
+    let mut pending = Pending::new(100, true);
+    let paths: Vec<String> = (0..64).map(|n| format!("m/{n}")).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    for sequence in 1..=10 {
+        pending.push(group(sequence, &paths, &[]), false);
+    }
+    assert_eq!(sequences(&pending.take_bulk(BATCH_OPS_MAX).expect("wait")).len(), 8);
+}
+
+#[test]
+fn told_of_too_many_gaps_the_oldest_go_alone_until_the_disk_has_caught_up() {
+    let mut pending = Pending::new(100, false);
+    let now = Instant::now();
+    // Memory is full of the newest; the rest is on disk alone.
+    for sequence in 1..=1000 {
+        pending.push(entry(sequence, &format!("m/{sequence}")), false);
+    }
+    let live = pending.take_bulk(50).expect("the live go first");
+    assert_eq!(sequences(&live).first(), Some(&901));
+    pending.put_back(&live, now, second);
+    assert!(pending.close_gaps());
+    assert!(!pending.close_gaps(), "told once");
+    assert!(
+        pending.take_bulk(50).is_none(),
+        "all in memory is newer than what is on disk"
+    );
+    let mut next_sent = 1;
+    while next_sent <= 1000 {
+        while let Some((from, to, room)) = pending.wants_backlog() {
+            let upto = to.sequence.min(from.sequence + room as u64 - 1);
+            let page = (from.sequence..=upto).map(|sequence| entry(sequence, &format!("m/{sequence}")));
+            let next = (upto < to.sequence).then(|| entry(upto + 1, "m").position);
+            pending.take_back(from, page.collect(), next);
+        }
+        let flight = pending.take_bulk(50).expect("the oldest are here");
+        for sequence in sequences(&flight) {
+            assert_eq!(sequence, next_sent, "nothing older was left behind");
+            next_sent += 1;
+            pending.remove(entry(sequence, "m").position);
+        }
+        pending.decided();
+    }
+    assert!(pending.is_drained());
+    assert!(!pending.is_closing_gaps(), "the next goes as it would have");
 }

@@ -33,7 +33,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Part<'a> {
     pub(super) incarnation: u64,
-    /// In the order of their sequences, each sequence once.
+    /// In the order of their sequences, each sequence once, or once for each member of a group.
     pub(super) ops: Vec<&'a ValidOp>,
     pub(super) refused: Vec<Refusal<'a>>,
     /// Inclusive.
@@ -47,7 +47,7 @@ pub(super) struct Refusal<'a> {
     pub(super) operation_id: Uuid,
     pub(super) path: &'a str,
     pub(super) data_type: i32,
-    pub(super) payload: &'a [u8],
+    pub(super) payload: Cow<'a, [u8]>,
     pub(super) problem: Cow<'a, Problem>,
 }
 
@@ -167,6 +167,8 @@ fn split(valid: &Valid) -> (Vec<Part<'_>>, Vec<(u32, u32)>) {
     let mut repeated = Vec::new();
     let mut is_first = |position: Position, index: u32| match first.insert(position, index) {
         None => true,
+        // The next member of the same group.
+        Some(earlier) if earlier == index => true,
         Some(earlier) => {
             first.insert(position, earlier);
             repeated.push((index, earlier));
@@ -197,7 +199,8 @@ fn split(valid: &Valid) -> (Vec<Part<'_>>, Vec<(u32, u32)>) {
     }
     let parts = parts.into_iter().map(|(incarnation, mut part)| {
         part.incarnation = incarnation;
-        part.ops.sort_unstable_by_key(|op| op.position.sequence);
+        // Stable: the members of a group stay together, in their order.
+        part.ops.sort_by_key(|op| op.position.sequence);
         part
     });
     (parts.collect(), repeated)
@@ -211,7 +214,7 @@ impl<'a> Refusal<'a> {
             operation_id: refused.operation_id,
             path: &refused.path,
             data_type: refused.data_type,
-            payload: &refused.payload,
+            payload: Cow::Borrowed(&refused.payload),
             problem: Cow::Borrowed(&refused.problem),
         }
     }

@@ -1,9 +1,13 @@
 //! One operation that Postgres does not take must not keep its neighbours out: a message that fails by its content is
-//! halved until the culprits stand alone, and those are rejected with Postgres' own sentence.
+//! halved until the culprits stand alone, and those are rejected with Postgres' own sentence. A group stays whole.
 
 use std::borrow::Cow;
 
-use p2p_sync_proto::{Code, Problem};
+use p2p_sync_proto::{
+    Code, Problem,
+    group::{Member, to_json},
+};
+use serde_json::value::RawValue;
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -11,7 +15,7 @@ use super::{
     apply::{Part, Refusal},
     class, not_answering, told,
 };
-use crate::operation::{Committed, Valid};
+use crate::operation::{Committed, Valid, ValidOp};
 
 /// The number of gaps or of open incarnations is at its bound; raised by the schema's own functions.
 const TOO_MANY_GAPS: &str = "P2G01";
@@ -92,34 +96,68 @@ impl<'a> Part<'a> {
     /// Two halves, the first with all that is not an operation; or, of a single operation, its refusal. None where no
     /// operation can be the culprit.
     fn without_culprit(mut self, sentence: &str) -> Option<Vec<Part<'a>>> {
-        match self.ops.len() {
-            0 => None,
-            1 => {
-                let op = self.ops.pop()?;
-                self.refused.push(Refusal {
-                    index: op.index,
-                    sequence: op.position.sequence,
-                    operation_id: op.operation_id,
-                    path: op.path.as_str(),
-                    data_type: op.data_type.into(),
-                    payload: op.payload.as_deref().unwrap_or_default().as_bytes(),
-                    problem: Cow::Owned(refusal(sentence)),
-                });
-                Some(vec![self])
-            }
-            operations => {
-                let second = self.ops.split_off(operations / 2);
-                let incarnation = self.incarnation;
-                Some(vec![
-                    self,
-                    Part {
-                        incarnation,
-                        ops: second,
-                        ..Part::default()
-                    },
-                ])
-            }
+        if let Some(middle) = middle(&self.ops) {
+            let second = self.ops.split_off(middle);
+            let incarnation = self.incarnation;
+            return Some(vec![
+                self,
+                Part {
+                    incarnation,
+                    ops: second,
+                    ..Part::default()
+                },
+            ]);
         }
+        let refusal = refused_alone(&self.ops, sentence)?;
+        self.ops.clear();
+        self.refused.push(refusal);
+        Some(vec![self])
+    }
+}
+
+/// Where to halve operations without parting a group; `None` where they are one operation or one group.
+fn middle(ops: &[&ValidOp]) -> Option<usize> {
+    let begins = |at: &usize| ops[*at - 1].position != ops[*at].position;
+    let half = ops.len() / 2;
+    (1..=half)
+        .rev()
+        .find(begins)
+        .or_else(|| (half + 1..ops.len()).find(begins))
+}
+
+/// The refusal of an operation, or of a group as a whole.
+fn refused_alone<'a>(ops: &[&'a ValidOp], sentence: &str) -> Option<Refusal<'a>> {
+    let first = ops.first()?;
+    let (path, data_type, payload) = if first.in_group {
+        (
+            "",
+            -1,
+            Cow::Owned(to_json(ops.iter().map(|op| member(op))).into_bytes()),
+        )
+    } else {
+        let payload = first.payload.as_deref().unwrap_or_default().as_bytes();
+        (first.path.as_str(), first.data_type.into(), Cow::Borrowed(payload))
+    };
+    Some(Refusal {
+        index: first.index,
+        sequence: first.position.sequence,
+        operation_id: first.operation_id,
+        path,
+        data_type,
+        payload,
+        problem: Cow::Owned(refusal(sentence)),
+    })
+}
+
+fn member(op: &ValidOp) -> Member<'_> {
+    Member {
+        path: op.path.as_str(),
+        account_id: op.account_id,
+        map: &op.map,
+        data: op
+            .payload
+            .clone()
+            .map(|payload| RawValue::from_string(payload).expect("validation takes JSON alone")),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
     $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25::text[]::jsonb[], \
-    $26, $27, $28, $29, $30, $31, $32, $33, $34)";
+    $26, $27, $28, $29, $30, $31, $32, $33, $34, $35)";
 
 const CONFLICT: &str = "the operator edited this state, and the writer had not seen that: read the path again, then write what is still meant";
 const TOO_OLD: &str = "the operation comes from an outbox that was closed long ago, and newer state may have been deleted since: it is refused";
@@ -49,6 +49,7 @@ pub(super) struct Arguments<'a> {
     hub_edits_seen: Vec<i64>,
     made_at_ms: Vec<i64>,
     payloads: Vec<Option<&'a str>>,
+    in_group: Vec<bool>,
     refused_sequences: Vec<i64>,
     refused_ids: Vec<Uuid>,
     refused_paths: Vec<Cow<'a, str>>,
@@ -63,6 +64,7 @@ impl<'a> Arguments<'a> {
         let (ops, refused) = (&part.ops, &part.refused);
         let given: Vec<&str> = ops.iter().map(|op| op.path.parts().scope.stream()).collect();
         let (streams, stream_counts, stream_of, stream_back) = number(&given);
+        let has_groups = ops.iter().any(|op| op.in_group);
         let waits = ops.iter().any(|op| op.predecessor.is_some());
         let predecessors = |field: fn(Position) -> u64| {
             ops.iter()
@@ -97,13 +99,14 @@ impl<'a> Arguments<'a> {
             hub_edits_seen: ops.iter().map(|op| signed(op.hub_edit_seen)).collect(),
             made_at_ms: ops.iter().map(|op| signed(op.made_at_ms)).collect(),
             payloads: ops.iter().map(|op| op.payload.as_deref()).collect(),
+            in_group: ops.iter().filter(|_| has_groups).map(|op| op.in_group).collect(),
             refused_sequences: refused.iter().map(|one| signed(one.sequence)).collect(),
             refused_ids: refused.iter().map(|one| one.operation_id).collect(),
             refused_paths: refused.iter().map(|one| without_nul(one.path)).collect(),
             refused_types: refused.iter().map(|one| one.data_type).collect(),
             refused_codes: refused.iter().map(|one| one.problem.code as i32).collect(),
             refused_reasons: refused.iter().map(|one| without_nul(&one.problem.sentence)).collect(),
-            refused_payloads: refused.iter().map(|one| one.payload).collect(),
+            refused_payloads: refused.iter().map(|one| one.payload.as_ref()).collect(),
         }
     }
 
@@ -113,13 +116,13 @@ impl<'a> Arguments<'a> {
         let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
         let [batch, refused, withdrawn] = &self.sets;
         #[rustfmt::skip]
-        let values: [&(dyn ToSql + Sync); 34] = [
+        let values: [&(dyn ToSql + Sync); 35] = [
             &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
             &self.streams, &self.stream_counts,
             &self.sequences, &self.predecessor_incarnations, &self.predecessors, &self.stream_of, &self.stream_back,
             &self.operation_ids, &self.tenures, &self.paths, &self.data_types, &self.keeps_every,
             &self.log_seconds, &self.deleted, &self.account_ids, &self.maps, &self.hub_edits_seen,
-            &self.made_at_ms, &self.payloads,
+            &self.made_at_ms, &self.payloads, &self.in_group,
             &self.refused_sequences, &self.refused_ids, &self.refused_paths, &self.refused_types,
             &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
             &(Code::Conflict as i32), &CONFLICT,
@@ -135,7 +138,7 @@ impl<'a> Arguments<'a> {
                 .zip(list(&row, "told_codes").into_iter().zip(list(&row, "told_reasons")))
                 .collect(),
             refused_before: list(&row, "refused_before"),
-            decided: list(&row, "decided_sequences")
+            decided: list(&row, "decided_rows")
                 .into_iter()
                 .zip(
                     list(&row, "decided_outcomes")
@@ -152,7 +155,7 @@ fn list<'r, T: FromSql<'r>>(row: &'r Row, column: &str) -> Vec<T> {
     row.get::<_, Option<Vec<T>>>(column).unwrap_or_default()
 }
 
-/// What `apply_batch` returns; keyed by sequence.
+/// What `apply_batch` returns; keyed by sequence where nothing else is said.
 pub(super) struct Answer {
     timeline: u64,
     received_at_ms: u64,
@@ -161,6 +164,7 @@ pub(super) struct Answer {
     told: HashMap<i64, (i32, String)>,
     /// Of the sequences to be refused, those that were settled before.
     refused_before: Vec<i64>,
+    /// Outcome and number by the operation's place in the call, from 1.
     decided: HashMap<i64, (i16, i64)>,
 }
 
@@ -168,33 +172,41 @@ impl Answer {
     /// Adds what became of a part.
     pub(super) fn add_to(&self, committed: &mut Committed, valid: &Valid, part: &Part<'_>) {
         committed.timeline = self.timeline;
-        for op in &part.ops {
-            let outcome = self.outcome(op.position.sequence);
+        for (row, op) in (1..).zip(&part.ops) {
+            let outcome = self.outcome(Some(row), op.position.sequence);
             if let Outcome::Applied {
                 stream_sequence: stream_sequence @ 1..,
             } = outcome
             {
                 committed.changes.push(self.change(valid, op, stream_sequence));
             }
-            committed.outcomes.push((op.index, outcome));
+            match committed.outcomes.last_mut() {
+                // One outcome for all members of a group: it applied if any of them became the newest of its path.
+                Some((index, whole)) if op.in_group && *index == op.index => {
+                    if *whole == Outcome::Superseded {
+                        *whole = outcome;
+                    }
+                }
+                _ => committed.outcomes.push((op.index, outcome)),
+            }
         }
         for refused in &part.refused {
             let is_new = !self.closed && !self.refused_before.contains(&signed(refused.sequence));
             let outcome = if is_new {
                 Outcome::Rejected(refused.problem.clone().into_owned())
             } else {
-                self.outcome(refused.sequence)
+                self.outcome(None, refused.sequence)
             };
             committed.outcomes.push((refused.index, outcome));
         }
     }
 
-    fn outcome(&self, sequence: u64) -> Outcome {
+    fn outcome(&self, row: Option<i64>, sequence: u64) -> Outcome {
         let sequence = signed(sequence);
         if self.closed {
             return Outcome::Rejected(Problem::new(Code::OutboxTooOld, TOO_OLD));
         }
-        if let Some((outcome, number)) = self.decided.get(&sequence) {
+        if let Some((outcome, number)) = row.and_then(|row| self.decided.get(&row)) {
             return match outcome {
                 0 => Outcome::Applied {
                     stream_sequence: unsigned(*number),
@@ -227,6 +239,7 @@ impl Answer {
             payload: op.payload.clone(),
             received_at_ms: self.received_at_ms,
             critical: valid.lane == Lane::Critical,
+            group_id: op.in_group.then_some(op.operation_id),
         }
     }
 }
@@ -245,9 +258,10 @@ pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// As `p_log_seconds` takes it.
+/// As `p_log_seconds` takes it. A group is logged whole.
 fn log_seconds(op: &ValidOp) -> Option<i32> {
     match (op.keep, op.history) {
+        _ if op.in_group => Some(0),
         (Keep::Every, _) | (_, History::All) => Some(0),
         (_, History::Sampled { seconds }) => Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
         (_, History::Off) => None,
@@ -273,12 +287,13 @@ fn number<'a>(given: &[&'a str]) -> (Vec<&'a str>, Vec<i64>, Vec<i32>, Vec<i64>)
     (streams, stream_counts, stream_of, stream_back)
 }
 
-/// Inclusive ranges as Postgres reads an `int8multirange`; neighbours are joined, so that most are one range.
+/// Inclusive ranges as Postgres reads an `int8multirange`; neighbours and repetitions are joined, so that most are one
+/// range.
 fn multirange(ranges: impl Iterator<Item = (u64, u64)>) -> String {
     let mut joined: Vec<(i64, i64)> = Vec::new();
     for (first, last) in ranges.map(|(first, last)| (signed(first), signed(last))) {
         match joined.last_mut() {
-            Some((_, end)) if first == *end + 1 => *end = last,
+            Some((begin, end)) if first >= *begin && first <= *end + 1 => *end = last.max(*end),
             _ => joined.push((first, last)),
         }
     }
@@ -302,6 +317,7 @@ mod tests {
             multirange([1, 2, 3, 7, 9, 10].into_iter().map(single)),
             "{[1,3],[7,7],[9,10]}"
         );
+        assert_eq!(multirange([1, 2, 2, 2, 3].into_iter().map(single)), "{[1,3]}");
         assert_eq!(multirange([].into_iter()), "{}");
         assert_eq!(
             multirange([(5, u64::MAX)].into_iter()),

@@ -12,7 +12,8 @@ use crate::operation::Outcome;
 /// As [`StateRow::of`] reads them.
 macro_rules! columns {
     () => {
-        "path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, stream_sequence, received_at"
+        "path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, stream_sequence, received_at, \
+            CASE WHEN in_group THEN operation_id END AS group_id"
     };
 }
 
@@ -38,8 +39,9 @@ const CHANGES: &str = concat!(
 const REJECTED: &str = "SELECT code, reason FROM p2p_sync.rejected_operations WHERE host_id = $1 \
     AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) LIMIT 1";
 
-const LOGGED: &str =
-    "SELECT stream_sequence, superseded FROM p2p_sync.operations WHERE operation_id = $1 AND host_id = $2 LIMIT 1";
+/// A group is superseded where each of its members is.
+const LOGGED: &str = "SELECT stream_sequence, superseded FROM p2p_sync.operations WHERE operation_id = $1 AND host_id = $2 \
+        ORDER BY superseded LIMIT 1";
 
 const SETTLED: &str =
     "SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation = $2 AND settled @> $3::bigint";
@@ -68,6 +70,8 @@ pub struct StateRow {
     pub stream_sequence: u64,
     /// Postgres' clock when it was applied, milliseconds since 1970.
     pub received_at_ms: u64,
+    /// The group that wrote it, if it was one.
+    pub group_id: Option<Uuid>,
 }
 
 impl StateRow {
@@ -87,6 +91,7 @@ impl StateRow {
             host_id: row.get(7),
             stream_sequence: unsigned(row.get(8)),
             received_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
+            group_id: row.get(10),
         }
     }
 
@@ -101,6 +106,10 @@ impl StateRow {
             host_id: self.host_id.as_bytes().to_vec().into(),
             stream_sequence: self.stream_sequence,
             received_at_ms: self.received_at_ms,
+            group_id: self
+                .group_id
+                .map(|id| id.as_bytes().to_vec().into())
+                .unwrap_or_default(),
         }
     }
 }

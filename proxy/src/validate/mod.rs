@@ -3,6 +3,7 @@
 //! An operation that is wrong is refused by itself and its neighbours go on; a message that is wrong as a whole is not
 //! decided at all. What an operation may do (leases, presence, order) is checked where it is stored.
 
+mod group;
 pub mod schema;
 pub mod types_file;
 
@@ -10,6 +11,7 @@ use std::collections::HashSet;
 
 use p2p_sync_proto::{
     Code, Path, Policy, Position, Problem, Scope,
+    group::readable,
     ids::read_id,
     json,
     limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
@@ -57,9 +59,11 @@ pub async fn validate(rules: &Rules, message: Authenticated<v1::OperationBatch>)
         incarnation_max: sender.label().incarnation,
     };
     for (index, bytes) in (0..).zip(&body.operations) {
-        match check.operation(index, bytes, &mut seen) {
-            Ok(op) => valid.ops.push(op),
-            Err(refused) => valid.refused.push(*refused),
+        if let Err(refused) = check.operation(index, bytes, &mut seen, &mut valid.ops) {
+            valid.refused.push(*refused);
+        }
+        if valid.ops.len() > BATCH_OPS_MAX {
+            return (sender, Err(too_many(valid.ops.len())));
         }
         if (index as usize + 1).is_multiple_of(OPS_PER_TURN) {
             tokio::task::yield_now().await;
@@ -71,10 +75,7 @@ pub async fn validate(rules: &Rules, message: Authenticated<v1::OperationBatch>)
 fn check_batch(batch: &v1::OperationBatch, incarnation_max: u64) -> Result<(), Problem> {
     let bad = |sentence: String| Err(Problem::new(Code::BadRequest, sentence));
     if batch.operations.len() > BATCH_OPS_MAX {
-        return bad(format!(
-            "a message has at most {BATCH_OPS_MAX} operations, this one has {}",
-            batch.operations.len()
-        ));
+        return Err(too_many(batch.operations.len()));
     }
     if batch.withdrawn.len() > BATCH_WITHDRAWN_MAX {
         let ranges = batch.withdrawn.len();
@@ -94,6 +95,14 @@ fn check_batch(batch: &v1::OperationBatch, incarnation_max: u64) -> Result<(), P
     }
 }
 
+/// A transaction holds its streams for every row it writes, and a group has many.
+fn too_many(operations: usize) -> Problem {
+    let sentence = format!(
+        "a message has at most {BATCH_OPS_MAX} operations, this one has {operations} or more; members of groups count"
+    );
+    Problem::new(Code::BadRequest, sentence)
+}
+
 /// What one operation is checked against.
 struct Check<'a> {
     rules: &'a Rules,
@@ -102,7 +111,14 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn operation(&self, index: u32, bytes: &Bytes, seen: &mut HashSet<Position>) -> Result<ValidOp, Box<Refused>> {
+    /// Adds the operation to `ops`, or each member where it is a group.
+    fn operation(
+        &self,
+        index: u32,
+        bytes: &Bytes,
+        seen: &mut HashSet<Position>,
+        ops: &mut Vec<ValidOp>,
+    ) -> Result<(), Box<Refused>> {
         let op = v1::Operation::decode(bytes.clone())
             .map_err(|_| Box::new(self.refused(index, &v1::Operation::default(), None, bad(NOT_CANONICAL))))?;
         let refused = |position, problem| Box::new(self.refused(index, &op, position, problem));
@@ -114,11 +130,12 @@ impl Check<'_> {
             ));
         }
         // Another encoding of the same operation would have another hash when it is signed or forwarded.
-        let is_canonical = op.encoded_len() == bytes.len() && op.encode_to_vec() == bytes[..];
-        let checked = if is_canonical {
-            self.content(index, &op, position)
-        } else {
+        let checked = if !is_canonical(&op, bytes) {
             Err(bad(NOT_CANONICAL))
+        } else if op.kind() == OperationKind::Group {
+            self.group(index, &op, position, ops)
+        } else {
+            self.content(index, &op, position).map(|op| ops.push(op))
         };
         checked.map_err(|problem| refused(Some(position), problem))
     }
@@ -137,6 +154,7 @@ impl Check<'_> {
             data_type: data_type.map_or(-1, i32::from),
             payload: match &op.payload {
                 Some(Payload::Full(payload)) => payload[..payload.len().min(payload_bytes_max)].to_vec(),
+                Some(Payload::Group(group)) => readable(group).into_bytes(),
                 _ => Vec::new(),
             },
             problem: problem.shortened(),
@@ -161,7 +179,7 @@ impl Check<'_> {
         let deleted = match op.kind() {
             OperationKind::Put => false,
             OperationKind::Delete => true,
-            OperationKind::Group => return Err(unsupported("groups of operations")),
+            OperationKind::Group => return Err(bad("a group's members are no groups")),
             OperationKind::Unspecified => return Err(bad("the kind is PUT or DELETE")),
         };
         check_counters(op, position)?;
@@ -190,6 +208,7 @@ impl Check<'_> {
             predecessor: op.predecessor.map(Position::from),
             made_at_ms: op.made_at_ms,
             payload: self.payload(op.payload.as_ref(), deleted, policy)?,
+            in_group: false,
             path,
         })
     }
@@ -251,7 +270,7 @@ impl Check<'_> {
             Some(Payload::Full(bytes)) => bytes,
             Some(Payload::Delta(_)) => return Err(unsupported("deltas")),
             Some(Payload::Blob(_)) => return Err(unsupported("blobs")),
-            Some(Payload::Group(_)) => return Err(unsupported("groups of operations")),
+            Some(Payload::Group(_)) => return Err(bad("a PUT carries one payload, and a GROUP its members")),
         };
         let (length, bytes_max) = (bytes.len(), policy.payload_bytes_max);
         if length > bytes_max {
@@ -267,6 +286,10 @@ impl Check<'_> {
         }
         Ok(Some(text.to_owned()))
     }
+}
+
+fn is_canonical(op: &v1::Operation, bytes: &Bytes) -> bool {
+    op.encoded_len() == bytes.len() && op.encode_to_vec() == bytes[..]
 }
 
 fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem> {

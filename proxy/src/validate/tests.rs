@@ -55,7 +55,9 @@ fn check(rules: &Rules, op: &v1::Operation) -> Result<ValidOp, Box<Refused>> {
         host_id: HOST,
         incarnation_max: INCARNATION,
     };
-    check.operation(0, &op.encode_to_vec().into(), &mut HashSet::new())
+    let mut ops = Vec::new();
+    check.operation(0, &op.encode_to_vec().into(), &mut HashSet::new(), &mut ops)?;
+    Ok(ops.remove(0))
 }
 
 #[test]
@@ -120,7 +122,7 @@ fn each_malformed_operation_is_refused_with_its_code_and_settles() {
                 kind: OperationKind::Group.into(),
                 ..put()
             },
-            Code::Unsupported,
+            Code::BadOperation,
         ),
         (
             v1::Operation {
@@ -245,7 +247,7 @@ fn only_the_canonical_bytes_are_an_operation() {
         (cut, None),
     ] {
         let refused = check
-            .operation(0, &bytes.into(), &mut HashSet::new())
+            .operation(0, &bytes.into(), &mut HashSet::new(), &mut Vec::new())
             .expect_err("not canonical");
         assert_eq!(
             (refused.problem.code, refused.position),
@@ -285,8 +287,9 @@ fn two_operations_of_a_message_never_share_a_version() {
         incarnation_max: INCARNATION,
     };
     let (bytes, mut seen) = (Bytes::from(put().encode_to_vec()), HashSet::new());
-    check.operation(0, &bytes, &mut seen).expect("the first");
-    let refused = check.operation(1, &bytes, &mut seen).expect_err("the second");
+    let mut ops = Vec::new();
+    check.operation(0, &bytes, &mut seen, &mut ops).expect("the first");
+    let refused = check.operation(1, &bytes, &mut seen, &mut ops).expect_err("the second");
     assert_eq!(
         (refused.index, refused.position),
         (1, None),
@@ -351,5 +354,135 @@ fn a_message_that_is_wrong_as_a_whole_is_not_decided() {
             check_batch(&batch, INCARNATION).expect_err("nonsense").code,
             Code::BadRequest
         );
+    }
+}
+
+fn group_of(members: &[v1::Operation]) -> v1::Operation {
+    v1::Operation {
+        path: String::new(),
+        kind: OperationKind::Group.into(),
+        policy_version: 0,
+        payload: Some(Payload::Group(v1::Group {
+            members: members.iter().map(|member| member.encode_to_vec().into()).collect(),
+        })),
+        ..put()
+    }
+}
+
+fn check_all(op: &v1::Operation) -> Result<Vec<ValidOp>, Box<Refused>> {
+    let rules = Rules::builtin();
+    let check = Check {
+        rules: &rules,
+        host_id: HOST,
+        incarnation_max: INCARNATION,
+    };
+    let mut ops = Vec::new();
+    let checked = check.operation(4, &op.encode_to_vec().into(), &mut HashSet::new(), &mut ops);
+    checked.map(|()| ops)
+}
+
+#[test]
+fn each_member_of_a_group_becomes_an_operation_under_the_groups_id_and_position() {
+    let delete = v1::Operation {
+        kind: OperationKind::Delete.into(),
+        payload: None,
+        ..with_path("geffen/MONSTER_DATA/8")
+    };
+    let ops = check_all(&group_of(&[put(), delete])).expect("valid");
+    let facts: Vec<_> = ops
+        .iter()
+        .map(|op| {
+            (
+                op.index,
+                op.path.as_str(),
+                op.deleted,
+                op.position.sequence,
+                op.in_group,
+            )
+        })
+        .collect();
+    assert_eq!(
+        facts,
+        [
+            (4, "prontera/MONSTER_DATA/7", false, 5, true),
+            (4, "geffen/MONSTER_DATA/8", true, 5, true)
+        ]
+    );
+    assert_eq!(ops[0].operation_id, ops[1].operation_id);
+}
+
+#[test]
+fn a_group_is_refused_whole_by_its_first_wrong_member_and_kept_readable() {
+    let members = [
+        put(),
+        v1::Operation {
+            path: "geffen/MONSTER_DATA/8".to_owned(),
+            ..with_payload("{")
+        },
+    ];
+    let refused = check_all(&group_of(&members)).expect_err("a member is no JSON");
+    assert_eq!(refused.problem.code, Code::InvalidJson);
+    assert!(
+        refused.problem.sentence.starts_with("member 1 of the group"),
+        "{}",
+        refused.problem
+    );
+    assert_eq!(refused.position.map(|position| position.sequence), Some(5));
+    let kept: serde_json::Value = serde_json::from_slice(&refused.payload).expect("JSON");
+    assert_eq!((&kept[0]["data"]["hp"], &kept[1]["data"]), (&3.into(), &"{".into()));
+}
+
+#[test]
+fn a_group_that_is_none_is_refused() {
+    let far = with_version(0, INCARNATION, 6);
+    let stranger = v1::Operation {
+        operation_id: Uuid::from_u128(2).as_bytes().to_vec().into(),
+        ..put()
+    };
+    let many: Vec<_> = (0..=p2p_sync_proto::limits::GROUP_MEMBERS_MAX)
+        .map(|n| with_path(&format!("prontera/MONSTER_DATA/{n}")))
+        .collect();
+    let large: Vec<_> = (0..4)
+        .map(|n| v1::Operation {
+            path: format!("prontera/NPC_STATE/{n}"),
+            ..with_payload(&format!("\"{}\"", "x".repeat(200 * 1024)))
+        })
+        .collect();
+    for (group, code, sentence) in [
+        (group_of(&[]), Code::BadOperation, "1 to 64 members, this one 0"),
+        (group_of(&many), Code::BadOperation, "1 to 64 members, this one 65"),
+        (group_of(&large), Code::TooLarge, "a group has at most 786432"),
+        (
+            group_of(&[put(), put()]),
+            Code::BadOperation,
+            "two members of the group write prontera/MONSTER_DATA/7",
+        ),
+        (
+            group_of(&[far]),
+            Code::BadOperation,
+            "the id and the version of its group",
+        ),
+        (
+            group_of(&[stranger]),
+            Code::BadOperation,
+            "the id and the version of its group",
+        ),
+        (
+            group_of(&[group_of(&[put()])]),
+            Code::BadOperation,
+            "a group's members are no groups",
+        ),
+        (
+            v1::Operation {
+                account_id: 7,
+                ..group_of(&[put()])
+            },
+            Code::BadOperation,
+            "all else is its members'",
+        ),
+    ] {
+        let refused = check_all(&group).expect_err(sentence);
+        assert_eq!(refused.problem.code, code, "{}", refused.problem);
+        assert!(refused.problem.sentence.contains(sentence), "{}", refused.problem);
     }
 }

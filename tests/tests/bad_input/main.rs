@@ -4,6 +4,7 @@
 mod door;
 mod forger;
 mod hub;
+mod local;
 mod messages;
 mod operations;
 #[cfg(feature = "servers")]

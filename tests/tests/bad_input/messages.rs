@@ -71,13 +71,13 @@ const SPOILT: [(Spoil, Code, &str); 20] = [
     ),
     (
         |op| op.kind = OperationKind::Group.into(),
-        Code::Unsupported,
-        "send each state whole, by itself",
+        Code::BadOperation,
+        "a GROUP carries its members",
     ),
     (
         |op| op.payload = Some(Payload::Group(v1::Group::default())),
-        Code::Unsupported,
-        "send each state whole",
+        Code::BadOperation,
+        "a PUT carries one payload",
     ),
     (
         |op| op.payload = Some(Payload::Delta(v1::Delta::default())),

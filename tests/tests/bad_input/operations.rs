@@ -177,7 +177,7 @@ fn a_line_longer_than_any_request_is_refused_and_ends_the_conversation() {
         "agent",
         &["run", "--stdin", "--drain-timeout", "5"],
         &config,
-        &"x".repeat(300_000),
+        &"x".repeat(900_000),
     );
     let answer: Value = serde_json::from_str(&told.out).expect("one answer");
     assert_eq!(
@@ -193,7 +193,7 @@ fn the_command_line_tells_where_json_breaks_and_which_type_was_meant() {
     let config = alone();
     let put = |args: &[&str]| folder.agent(&config, &[&["put", "--map", "prontera"], args].concat());
     put(&["MAP_STATE", r#"{"hp":}"#]).is_refused(&[("E202 INVALID_JSON: ", "expected value at line 1 column 7")]);
-    put(&["MAP_STATE", "{\n\"hp\": 1"]).is_refused(&[("E202 INVALID_JSON: ", "at line 2 column 7")]);
+    put(&["MAP_STATE", "{\n\"hp\": 1"]).is_refused(&[("E202 INVALID_JSON: ", "at line 2 column 8")]);
     put(&["MAP_STATT", "{}"]).is_refused(&[("E201 UNKNOWN_TYPE: ", "did you mean MAP_STATE?")]);
     assert_eq!(
         put(&["MAP_STATE"]).exit_code,

@@ -1,9 +1,12 @@
 //! What must never happen, one test or more for each: a real hub and real agents over a real Postgres and a real Redis,
 //! verified by SQL. The number in a test's name is the invariant's.
 
+mod attached;
 mod bounds;
 mod crash;
+mod following;
 mod full;
+mod groups;
 mod order;
 mod repetition;
 mod secrecy;

@@ -159,8 +159,9 @@ impl World {
     /// Panics if a row of the log is there twice, or `every` operations of a path stand in another order than they were
     /// made in.
     pub(crate) fn assert_log_is_in_order_without_duplicates(&self) {
-        let twice =
-            "SELECT count(*) FROM (SELECT FROM p2p_sync.operations GROUP BY operation_id HAVING count(*) > 1) AS _";
+        // The members of a group share its id.
+        let twice = "SELECT count(*) FROM (SELECT FROM p2p_sync.operations \
+            GROUP BY operation_id, path HAVING count(*) > 1) AS _";
         assert_eq!(self.count(twice), 0, "operations are in the log twice");
         let same_number = "SELECT count(*) FROM (SELECT FROM p2p_sync.operations \
             GROUP BY stream, stream_sequence HAVING count(*) > 1) AS _";
@@ -220,6 +221,7 @@ pub(crate) fn chat(payload: &str) -> Submission<'_> {
         char_id: None,
         payload: Some(payload),
         priority: Priority::ByType,
+        notify: false,
     }
 }
 

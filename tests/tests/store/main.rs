@@ -1,6 +1,7 @@
 //! The store over a real Postgres: what it promises about order, repetition, refusal and outage.
 
 mod fixture;
+mod groups;
 mod order;
 mod outage;
 mod refusal;

@@ -1,0 +1,77 @@
+//! `drain`: waits until everything taken is settled, with or without a running agent.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use p2p_sync_proto::Problem;
+use serde_json::Value;
+
+use crate::{
+    Agent, Config,
+    local_api::{self, Action, Request},
+};
+
+/// How often progress is told.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Who drains: asked anew each time, for an agent may be stopped or started meanwhile.
+struct Drain {
+    config: Config,
+    /// Opened here while no other agent runs.
+    agent: Option<Agent>,
+}
+
+/// Waits at most `timeout`, or as long as it takes.
+pub(super) fn drain(config: Config, timeout: Option<Duration>) -> Result<ExitCode, Problem> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut drain = Drain { config, agent: None };
+    let mut told = String::new();
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let round = left.map_or(ROUND, |left| left.min(ROUND));
+        let flush = Request {
+            action: Action::Flush,
+            timeout_ms: u64::try_from(round.as_millis()).unwrap_or(u64::MAX),
+            ..Request::default()
+        };
+        if drain.ask(&flush)?["flushed"] == true {
+            eprintln!("p2p-sync-agent: drained");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let status = Request {
+            action: Action::Status,
+            ..Request::default()
+        };
+        let progress = progress(&drain.ask(&status)?);
+        if progress != told {
+            eprintln!("p2p-sync-agent: {progress}");
+            told = progress;
+        }
+        if left.is_some_and(|left| left <= round) {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+}
+
+impl Drain {
+    fn ask(&mut self, request: &Request) -> Result<Value, Problem> {
+        if let Some(agent) = &self.agent {
+            return local_api::answer(agent, request);
+        }
+        if let Some(answer) = local_api::ask(&self.config.socket_path(), request) {
+            return answer;
+        }
+        let agent = self.agent.insert(Agent::start(self.config.clone())?);
+        local_api::answer(agent, request)
+    }
+}
+
+fn progress(status: &Value) -> String {
+    let operations = &status["outbox_operations"];
+    match status["link_problem"].as_str() {
+        Some(problem) => format!("operations that wait: {operations}; {problem}"),
+        None => format!("operations that wait: {operations}"),
+    }
+}

@@ -1,0 +1,139 @@
+//! Questions to the hub: asked without waiting, answered in a result.
+
+use std::ffi::c_char;
+
+use p2p_sync_proto::{Code, Problem};
+
+use super::{
+    boundary::guarded,
+    code::{self, p2p_sync_code},
+    handle::{p2p_sync_agent, running},
+    operation::{get_id, p2p_sync_id, put_id},
+    text::{Versioned, bad_argument, null_argument, p2p_sync_text, put_text, read_struct},
+};
+use crate::Question;
+
+/// What a question asks for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum p2p_sync_question_kind {
+    /// State, by type, map and account, or as `text` says: a JSON object with `path`, with `prefix`, `limit` and
+    /// `cursor`, or with `entity` and `char_id`.
+    P2P_SYNC_ASK_STATE = 1,
+    /// The value that the hub's cache holds under the key `text`.
+    P2P_SYNC_ASK_CACHE = 2,
+    /// The embedding of `text`: a JSON array of numbers.
+    P2P_SYNC_ASK_EMBEDDING = 3,
+    /// What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits.
+    P2P_SYNC_ASK_SIMILAR = 4,
+}
+
+/// A question. Zero-initialise it, then set `struct_size`. Texts are UTF-8, read during the call and not kept.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct p2p_sync_question {
+    /// `sizeof(p2p_sync_question)`.
+    pub struct_size: usize,
+    /// Of `p2p_sync_question_kind`.
+    pub kind: i32,
+    /// Of `p2p_sync_type`; for `P2P_SYNC_ASK_STATE`.
+    pub data_type: i32,
+    /// For `P2P_SYNC_ASK_STATE`.
+    pub account_id: u32,
+    /// `P2P_SYNC_NOTIFY` or 0.
+    pub flags: u32,
+    /// For `P2P_SYNC_ASK_STATE`.
+    pub map: p2p_sync_text,
+    /// As the kind says.
+    pub text: p2p_sync_text,
+    /// As the kind says; 0: as many as the hub gives.
+    pub limit: u32,
+}
+
+// SAFETY: `#[repr(C)]`, size first, null pointers and zeroes are valid.
+unsafe impl Versioned for p2p_sync_question {
+    const BYTES_MIN: usize = 64;
+}
+
+/// Asks the hub something and gives the question's id. Any thread; never waits.
+///
+/// `p2p_sync_get_result` and `p2p_sync_wait` tell how far it is: APPLIED when answered (`p2p_sync_get_data`), REJECTED
+/// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within `critical_timeout_ms`. `id` is written on
+/// success alone. QUEUE_FULL while 256 questions are unanswered; BAD_REQUEST, SHUT_DOWN.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn p2p_sync_ask(
+    agent: p2p_sync_agent,
+    question: *const p2p_sync_question,
+    id: *mut p2p_sync_id,
+) -> p2p_sync_code {
+    guarded(|| {
+        // SAFETY: the caller's word.
+        let question = unsafe { read_struct(question, "question") }?;
+        if id.is_null() {
+            return Err(null_argument("id"));
+        }
+        // SAFETY: the caller's word.
+        let asked = unsafe { question_of(&question) }?;
+        let notify = question.flags & super::operation::P2P_SYNC_NOTIFY != 0;
+        let taken = running(agent)?.door.ask(asked, notify)?;
+        // SAFETY: not null, and the caller's to be written.
+        unsafe { put_id(taken, id) };
+        Ok(())
+    })
+}
+
+/// The data that came back to a question: UTF-8, mostly JSON, NUL-terminated. Any thread; never waits.
+///
+/// `size`, if not null, is given its length without the NUL, fitting or not. NOT_FOUND where no data came back or it is
+/// no longer kept, BUFFER_TOO_SMALL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn p2p_sync_get_data(
+    agent: p2p_sync_agent,
+    id: *const p2p_sync_id,
+    buffer: *mut c_char,
+    capacity: usize,
+    size: *mut usize,
+) -> p2p_sync_code {
+    guarded(|| {
+        // SAFETY: the caller's word.
+        let id = unsafe { get_id(id) }?;
+        let settled = running(agent)?.door.result(id);
+        let none = || Problem::new(Code::NotFound, "no data came back for this id, or it is no longer kept");
+        let data = settled.data.ok_or_else(none)?;
+        // SAFETY: the caller's word.
+        unsafe { put_text(&data, buffer, capacity, size) }
+    })
+}
+
+/// # Safety
+/// The question's texts are readable.
+unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem> {
+    use p2p_sync_question_kind::{
+        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR, P2P_SYNC_ASK_STATE,
+    };
+    // SAFETY: the caller's word.
+    let (map, text) = unsafe { (question.map.utf8("question.map")?, question.text.utf8("question.text")?) };
+    let is = |kind: p2p_sync_question_kind| question.kind == kind as i32;
+    if question.flags & !super::operation::P2P_SYNC_NOTIFY != 0 {
+        return Err(bad_argument("question.flags has a bit that means nothing here"));
+    }
+    if is(P2P_SYNC_ASK_STATE) {
+        Ok(Question::Read {
+            data_type: code::data_type(question.data_type)?,
+            account_id: question.account_id,
+            map: map.to_owned(),
+            request: text.to_owned(),
+        })
+    } else if is(P2P_SYNC_ASK_CACHE) {
+        Ok(Question::CacheGet { key: text.to_owned() })
+    } else if is(P2P_SYNC_ASK_EMBEDDING) {
+        Ok(Question::CreateEmbedding { text: text.to_owned() })
+    } else if is(P2P_SYNC_ASK_SIMILAR) {
+        Ok(Question::SearchEmbeddings {
+            embedding: text.to_owned(),
+            limit: question.limit,
+        })
+    } else {
+        Err(bad_argument("question.kind is none of p2p_sync_question_kind"))
+    }
+}

@@ -1,0 +1,321 @@
+//! Questions to the hub that nobody waits for: asked in the background, bounded, their answers kept as results.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use p2p_sync_proto::{
+    Code, Policies, Problem,
+    cache::check_key,
+    ids,
+    policy::Place,
+    v1::{self, SyncDataType, pull_reply, pull_request::What},
+};
+use serde_json::{Value, json};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::{
+    events::Events,
+    link::Puller,
+    read,
+    results::{OperationState, Results, Settled},
+    shared::Shared,
+};
+
+/// Questions that are not answered yet.
+const QUESTIONS_MAX: usize = 256;
+/// Of what one of them asks with.
+const QUESTION_BYTES_MAX: usize = 64 * 1024;
+/// Answers kept; beyond it the oldest give way.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Counted for an answer beside its data.
+const ANSWER_BYTES: usize = 256;
+/// For the hub to answer. Longer than a critical call's, for nobody's game loop waits for it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Something to ask the hub in the background.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// State, as `request` says: a JSON object, or nothing for an empty one.
+    ///
+    /// | `request` | reads |
+    /// |---|---|
+    /// | `{}` | the path that the type's policy gives for `map` and `account_id`; where it needs a character or an entity, `"char_id"` and `"entity"`, or the members that the policy names (`"monster_id"`), say which |
+    /// | `{"path": "prontera/MAP_STATE"}` | that path, whatever the type |
+    /// | `{"prefix": "prontera/", "limit": 100, "cursor": ""}` | a page of the states below the prefix, in the order of their paths; `limit` and `cursor` may be left out, the next page's cursor is in the answer |
+    ///
+    /// Other members are refused with `BAD_REQUEST` and the nearest known one. The answer's data is
+    /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "data"}`, for a page
+    /// `{"states": […], "more", "cursor"}`; `NOT_FOUND` where there is no state at the path.
+    Read {
+        /// What it tells of.
+        data_type: SyncDataType,
+        /// On which map; may be empty where the type's owner is not one.
+        map: String,
+        /// Whose; 0 for nobody's.
+        account_id: u32,
+        /// What to read.
+        request: String,
+    },
+    /// The value that the hosts' cache holds under a key. The answer's data is the value as it is.
+    CacheGet {
+        /// Under which key.
+        key: String,
+    },
+    /// The embedding of a text. The answer's data is a JSON array of numbers.
+    CreateEmbedding {
+        /// What to embed.
+        text: String,
+    },
+    /// What lies nearest to an embedding. The answer's data is a JSON array of objects, the nearest first.
+    SearchEmbeddings {
+        /// A JSON array of numbers.
+        embedding: String,
+        /// How many at most; 0: as many as the hub gives.
+        limit: u32,
+    },
+}
+
+impl Question {
+    /// The question as it is sent.
+    fn request(&self, policies: &Policies, host_id: Uuid) -> Result<v1::PullRequest, Problem> {
+        let (Self::Read { request: text, .. }
+        | Self::CacheGet { key: text }
+        | Self::CreateEmbedding { text }
+        | Self::SearchEmbeddings { embedding: text, .. }) = self;
+        if text.len() > QUESTION_BYTES_MAX {
+            let sentence = format!(
+                "a question has {} bytes of text, {QUESTION_BYTES_MAX} at most: ask for less",
+                text.len()
+            );
+            return Err(Problem::new(Code::TooLarge, sentence));
+        }
+        match self {
+            Self::Read {
+                data_type,
+                map,
+                account_id,
+                request,
+            } => {
+                let place = Place {
+                    host_id,
+                    map,
+                    account_id: *account_id,
+                    char_id: None,
+                    entity: None,
+                };
+                read::requested(policies, *data_type, &place, request)
+            }
+            Self::CacheGet { key } => {
+                check_key(key)?;
+                Ok(asking(What::CacheGet(v1::CacheGet { key: key.clone() })))
+            }
+            Self::CreateEmbedding { text } => Ok(asking(What::CreateEmbedding(v1::CreateEmbedding {
+                text: text.clone(),
+            }))),
+            Self::SearchEmbeddings { embedding, limit } => {
+                let embedding = serde_json::from_str(embedding).map_err(|error| {
+                    let sentence = format!("an embedding is a JSON array of numbers: {error}");
+                    Problem::new(Code::BadRequest, sentence)
+                })?;
+                let limit = *limit;
+                Ok(asking(What::SearchEmbeddings(v1::SearchEmbeddings {
+                    embedding,
+                    limit,
+                })))
+            }
+        }
+    }
+
+    /// The reply as the JSON that is given to who asked.
+    fn answer(&self, reply: v1::PullReply) -> Result<String, Problem> {
+        match self {
+            Self::Read { .. } => read::answer_json(reply).map(|answer| answer.to_string()),
+            Self::CacheGet { .. } | Self::CreateEmbedding { .. } | Self::SearchEmbeddings { .. } => match reply.what {
+                Some(pull_reply::What::CacheValue(told)) => Ok(told.value),
+                Some(pull_reply::What::Embedding(told)) => Ok(json!(told.values).to_string()),
+                Some(pull_reply::What::Hits(told)) => {
+                    Ok(Value::Array(told.hits.iter().map(hit_json).collect()).to_string())
+                }
+                _ => Err(read::unexpected()),
+            },
+        }
+    }
+}
+
+fn hit_json(hit: &v1::Hit) -> Value {
+    json!({ "path": hit.path, "text": hit.text, "similarity": hit.similarity })
+}
+
+fn asking(what: What) -> v1::PullRequest {
+    v1::PullRequest { what: Some(what) }
+}
+
+/// Whom questions are asked for: who keeps the answers, and knows what a question needs to be told.
+pub(crate) trait Asker: Send + Sync {
+    fn policies(&self) -> Arc<Policies>;
+    /// `HUB_UNAVAILABLE` or `BAD_CREDENTIAL` where it is not known.
+    fn host_id(&self) -> Result<Uuid, Problem>;
+    fn results(&self) -> &Results;
+    fn events(&self) -> &Events;
+}
+
+impl Asker for Shared {
+    fn policies(&self) -> Arc<Policies> {
+        self.lanes.policies()
+    }
+
+    fn host_id(&self) -> Result<Uuid, Problem> {
+        self.config.credential().map(|credential| credential.host_id)
+    }
+
+    fn results(&self) -> &Results {
+        &self.results
+    }
+
+    fn events(&self) -> &Events {
+        &self.events
+    }
+}
+
+/// Asks, and keeps what was answered.
+pub(crate) struct Questions {
+    asker: Arc<dyn Asker>,
+    puller: Arc<Puller>,
+    places: Arc<Semaphore>,
+    kept: Mutex<Kept>,
+}
+
+impl Questions {
+    pub(crate) fn new(asker: Arc<dyn Asker>, puller: Arc<Puller>) -> Arc<Self> {
+        Arc::new(Self {
+            asker,
+            puller,
+            places: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// Takes a question and gives the id that its answer comes under. Waits for nothing.
+    pub(crate) fn ask(self: &Arc<Self>, runtime: &Handle, question: Question, notify: bool) -> Result<Uuid, Problem> {
+        let asker = &self.asker;
+        let request = question.request(&asker.policies(), asker.host_id()?)?;
+        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+            let sentence =
+                format!("{QUESTIONS_MAX} questions wait for the hub's answer: ask again when some are answered");
+            Problem::new(Code::QueueFull, sentence)
+        })?;
+        if notify {
+            asker.events().reserve_settled()?;
+        }
+        let id = ids::new_id();
+        asker.results().accept_question(id, notify);
+        let unanswered = Unanswered {
+            questions: self.clone(),
+            id,
+            settled: None,
+            _place: place,
+        };
+        runtime.spawn(unanswered.ask(question, request));
+        Ok(id)
+    }
+
+    fn settle(&self, id: Uuid, settled: &Settled) {
+        let bytes = settled.data.as_ref().map_or(0, |data| data.len());
+        self.asker.results().answer_question(id, settled);
+        let too_many = self.kept.lock().unwrap_or_else(PoisonError::into_inner).add(id, bytes);
+        for oldest in too_many {
+            self.asker.results().forget(oldest);
+        }
+    }
+}
+
+/// A question on its way; settles even where its task is ended before the answer.
+struct Unanswered {
+    questions: Arc<Questions>,
+    id: Uuid,
+    settled: Option<Settled>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Unanswered {
+    async fn ask(mut self, question: Question, request: v1::PullRequest) {
+        let pulled = timeout(ANSWER_TIMEOUT, self.questions.puller.pull(request, ANSWER_TIMEOUT)).await;
+        let silent = |_| Err(Problem::new(Code::HubUnavailable, "the hub did not answer in time"));
+        let answer = pulled.unwrap_or_else(silent).and_then(|reply| question.answer(reply));
+        self.settled = Some(match answer {
+            Ok(data) => Settled {
+                data: Some(data.into()),
+                ..Settled::plain(OperationState::Applied)
+            },
+            Err(problem) => Settled::rejected(problem),
+        });
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let shut_down = || {
+            let sentence = "the agent shut down before the hub answered: ask again after it has started";
+            Settled::rejected(Problem::new(Code::ShutDown, sentence))
+        };
+        let settled = self.settled.take().unwrap_or_else(shut_down);
+        self.questions.settle(self.id, &settled);
+    }
+}
+
+/// The answers that are kept, oldest first. Those that results has let go by their time are among the oldest.
+#[derive(Default)]
+struct Kept {
+    answers: VecDeque<(Uuid, usize)>,
+    bytes: usize,
+}
+
+impl Kept {
+    /// Counts an answer; gives those that have to go.
+    fn add(&mut self, id: Uuid, bytes: usize) -> Vec<Uuid> {
+        self.answers.push_back((id, ANSWER_BYTES + bytes));
+        self.bytes += ANSWER_BYTES + bytes;
+        let mut too_many = Vec::new();
+        while self.bytes > ANSWER_BYTES_MAX
+            && let Some((oldest, bytes)) = self.answers.pop_front()
+        {
+            self.bytes -= bytes;
+            too_many.push(oldest);
+        }
+        too_many
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_beyond_the_bound_push_the_oldest_out() {
+        let mut kept = Kept::default();
+        let mebibyte = 1024 * 1024 - ANSWER_BYTES;
+        for number in 0..16 {
+            assert!(kept.add(Uuid::from_u128(number), mebibyte).is_empty());
+        }
+        assert_eq!(kept.add(Uuid::from_u128(16), 0), [Uuid::from_u128(0)]);
+        let next = kept.add(Uuid::from_u128(17), 3 * mebibyte);
+        assert_eq!(next, [Uuid::from_u128(1), Uuid::from_u128(2)]);
+    }
+
+    #[test]
+    fn small_answers_are_bounded_too() {
+        let mut kept = Kept::default();
+        for number in 0..100_000 {
+            kept.add(Uuid::from_u128(number), 0);
+        }
+        assert_eq!(kept.answers.len(), ANSWER_BYTES_MAX / ANSWER_BYTES);
+    }
+}

@@ -1,0 +1,223 @@
+//! Reading state from the hub: what is asked, and the answer as JSON, one way for all who read.
+
+use p2p_sync_proto::{
+    Code, Path, Policies, Problem, json,
+    policy::Place,
+    settings::nearest,
+    v1::{self, SyncDataType, pull_request::What},
+};
+use serde_json::{Map, Value, json};
+
+/// Asks for the state at a path.
+pub(crate) fn get(path: &str) -> Result<v1::PullRequest, Problem> {
+    let path = Path::parse(path)?.as_str().to_owned();
+    Ok(pull(What::Get(v1::Get { path })))
+}
+
+/// Asks for a page of the states below a prefix; `cursor` as the last page's answer has it, empty for the first.
+pub(crate) fn scan(prefix: &str, limit: u32, cursor: &str) -> Result<v1::PullRequest, Problem> {
+    let not_one = || Problem::new(Code::BadCursor, "the cursor is not one: leave it out to begin again");
+    let cursor = read_hex(cursor).ok_or_else(not_one)?.into();
+    let prefix = prefix.to_owned();
+    Ok(pull(What::Scan(v1::Scan { prefix, limit, cursor })))
+}
+
+/// Asks what `request` says; see [`crate::Question::Read`]. `place` has what the call gives beside it.
+pub(crate) fn requested(
+    policies: &Policies,
+    data_type: SyncDataType,
+    place: &Place<'_>,
+    request: &str,
+) -> Result<v1::PullRequest, Problem> {
+    let request = if request.trim().is_empty() { "{}" } else { request };
+    let facts = json::check(request)?;
+    let Ok(Value::Object(members)) = serde_json::from_str::<Value>(request) else {
+        return Err(bad(
+            "the request is not a JSON object: write {} for the state of the call's own path",
+        ));
+    };
+    let policy = policies.of(data_type);
+    if members.contains_key("path") {
+        refuse_unknown(&members, &["path"])?;
+        get(text(&members, "path")?)
+    } else if members.contains_key("prefix") {
+        refuse_unknown(&members, &["prefix", "limit", "cursor"])?;
+        let limit = members
+            .get("limit")
+            .map_or(Some(0), |limit| u32::try_from(limit.as_u64()?).ok());
+        let limit = limit.ok_or_else(|| bad("\"limit\" is a whole number from 0, for as many as the hub gives"))?;
+        let cursor = members.get("cursor").map_or(Ok(""), |_| text(&members, "cursor"))?;
+        scan(text(&members, "prefix")?, limit, cursor)
+    } else {
+        let keys = [policy.owner_key.as_deref(), policy.entity_key.as_deref()];
+        let known = ["path", "prefix", "entity", "char_id"].into_iter();
+        refuse_unknown(&members, &known.chain(keys.into_iter().flatten()).collect::<Vec<_>>())?;
+        let char_id = facts.member("char_id").map(|id| id.parse()).transpose();
+        let entity = facts.member("entity");
+        let place = Place {
+            char_id: char_id.map_err(|_| bad("\"char_id\" is the number of a character"))?,
+            entity: entity.as_deref(),
+            ..*place
+        };
+        get(policy.path(&place, Some(&facts))?.as_str())
+    }
+}
+
+/// The answer to [`get`] or [`scan`] as JSON.
+pub(crate) fn answer_json(reply: v1::PullReply) -> Result<Value, Problem> {
+    match reply.what {
+        Some(v1::pull_reply::What::State(state)) => Ok(state_json(&state)),
+        Some(v1::pull_reply::What::Page(page)) => {
+            let states: Vec<Value> = page.states.iter().map(state_json).collect();
+            Ok(json!({ "states": states, "more": page.more, "cursor": write_hex(&page.cursor) }))
+        }
+        _ => Err(unexpected()),
+    }
+}
+
+/// A hub answered something that was not asked.
+pub(crate) fn unexpected() -> Problem {
+    Problem::new(Code::Internal, "the hub answered something else: update the agent")
+}
+
+/// A state as JSON.
+pub(crate) fn state_json(state: &v1::State) -> Value {
+    let version = state.version.unwrap_or_default();
+    let data: Value = serde_json::from_slice(&state.payload).unwrap_or_default();
+    json!({
+        "path": state.path,
+        "version": { "tenure": version.tenure, "incarnation": version.incarnation, "sequence": version.sequence },
+        "deleted": state.deleted,
+        "account_id": state.account_id,
+        "stream_sequence": state.stream_sequence,
+        "received_at_ms": state.received_at_ms,
+        "data": data,
+    })
+}
+
+fn pull(what: What) -> v1::PullRequest {
+    v1::PullRequest { what: Some(what) }
+}
+
+fn bad(sentence: &str) -> Problem {
+    Problem::new(Code::BadRequest, sentence)
+}
+
+fn text<'m>(members: &'m Map<String, Value>, name: &str) -> Result<&'m str, Problem> {
+    let value = members.get(name).and_then(Value::as_str);
+    value.ok_or_else(|| bad(&format!("{name:?} is a text")))
+}
+
+fn refuse_unknown(members: &Map<String, Value>, known: &[&str]) -> Result<(), Problem> {
+    let Some(unknown) = members.keys().find(|name| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let shown: String = unknown.chars().take(64).collect();
+    Err(bad(&match nearest(unknown, known.iter().copied()) {
+        Some(name) => format!("the request has no member {shown:?}; did you mean {name:?}?"),
+        None => format!(
+            "the request has no member {shown:?} here; it may have {}",
+            known.join(", ")
+        ),
+    }))
+}
+
+fn write_hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+fn read_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    (0..text.len()).step_by(2).map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(data_type: SyncDataType, request: &str) -> Result<What, Problem> {
+        let place = Place {
+            host_id: uuid::Uuid::nil(),
+            map: "prontera",
+            account_id: 2,
+            char_id: None,
+            entity: None,
+        };
+        requested(&Policies::builtin(), data_type, &place, request).map(|asked| asked.what.expect("asks something"))
+    }
+
+    #[test]
+    fn without_a_path_the_types_policy_gives_it() {
+        for (data_type, request, path) in [
+            (SyncDataType::MapState, "", "prontera/MAP_STATE"),
+            (SyncDataType::MapState, " {} ", "prontera/MAP_STATE"),
+            (
+                SyncDataType::MonsterData,
+                r#"{"entity":"m7"}"#,
+                "prontera/MONSTER_DATA/m7",
+            ),
+            (
+                SyncDataType::MonsterData,
+                r#"{"monster_id":7}"#,
+                "prontera/MONSTER_DATA/7",
+            ),
+            (
+                SyncDataType::PlayerPosition,
+                r#"{"char_id":150001}"#,
+                "prontera/PLAYER_POSITION/150001",
+            ),
+            (
+                SyncDataType::QuestProgress,
+                r#"{"char_id":1,"entity":9}"#,
+                "@char/1/QUEST_PROGRESS/9",
+            ),
+            (
+                SyncDataType::MapState,
+                r#"{"path":"geffen/MAP_STATE"}"#,
+                "geffen/MAP_STATE",
+            ),
+        ] {
+            let path = path.to_owned();
+            assert_eq!(asked(data_type, request), Ok(What::Get(v1::Get { path })), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_asks_for_a_page() {
+        let asked = asked(
+            SyncDataType::MapState,
+            r#"{"prefix":"prontera/","limit":5,"cursor":"0aff"}"#,
+        );
+        let scan = v1::Scan {
+            prefix: "prontera/".to_owned(),
+            limit: 5,
+            cursor: vec![0x0a, 0xff].into(),
+        };
+        assert_eq!(asked, Ok(What::Scan(scan)));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_what_to_write_instead() {
+        for (request, code, part) in [
+            (r#"{"pth":"prontera/MAP_STATE"}"#, Code::BadRequest, "\"path\""),
+            (r#"{"prefix":"p","limt":3}"#, Code::BadRequest, "\"limit\""),
+            (r#"{"monster":7}"#, Code::BadRequest, "\"monster_id\""),
+            (r#"{"path":"prontera/MAP_STATE","limit":3}"#, Code::BadRequest, "limit"),
+            (r#"{"prefix":"p","limit":-3}"#, Code::BadRequest, "whole number"),
+            (r#"{"char_id":"Poring","entity":1}"#, Code::BadRequest, "character"),
+            (r#"{"prefix":"p","cursor":"xyz"}"#, Code::BadCursor, "leave it out"),
+            ("{}", Code::EntityMissing, "monster_id"),
+            ("[]", Code::BadRequest, "JSON object"),
+            ("{", Code::InvalidJson, "line 1"),
+            (r#"{"path":"prontera"}"#, Code::BadPath, "prontera"),
+        ] {
+            let problem = asked(SyncDataType::MonsterData, request).expect_err(request);
+            assert!(
+                problem.code == code && problem.sentence.contains(part),
+                "{request}: {problem}"
+            );
+        }
+    }
+}
