@@ -7,6 +7,8 @@ pub mod enqueue;
 pub mod faulty_link;
 #[cfg(target_os = "linux")]
 pub mod load;
+#[cfg(target_os = "linux")]
+pub mod map_server;
 pub mod recording;
 #[cfg(target_os = "linux")]
 pub mod services;
