@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender};
 use p2p_sync_proto::{
     Code, Policies, Policy, Position, Problem,
-    ids::IdSource,
+    ids::{IdSource, Numbering},
     json,
     operation::OperationParts,
     path::Path,
@@ -204,6 +204,11 @@ impl Lanes {
     /// Who takes them.
     pub(crate) fn host_id(&self) -> Uuid {
         self.host_id
+    }
+
+    /// What tells the ids of the operations that it takes.
+    pub(crate) fn numbering(&self) -> Numbering {
+        self.lock().ids.numbering()
     }
 
     /// The policies in force.

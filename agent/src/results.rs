@@ -1,22 +1,26 @@
 //! What became of each operation, for as long as it is kept: states, waiting, events.
 
+mod kept;
+mod ring;
+
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use p2p_sync_proto::{Code, Position, Problem};
+use p2p_sync_proto::{Code, Position, Problem, ids::Numbering};
 use uuid::Uuid;
 
 use crate::{events::Events, outbox::ms_since_1970};
 
-/// Results remembered, settled and not; beyond it the oldest settled give way, then nothing new is remembered, but what
-/// has a place in a bound of its own: what is to be told of, and questions.
-const RESULTS_MAX: usize = 262_144;
-/// Callers on different operations rarely meet in one shard's lock, and a shard's table that grows is a small one.
-const SHARDS: usize = 256;
+use kept::Kept;
+use ring::{Noted, Ring, Slot};
+
+/// Those who wait for different operations rarely meet at one bell.
+const BELLS: u64 = 64;
 
 /// How far an operation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -100,91 +104,55 @@ pub struct Event {
 /// Told of each change, on one of the agent's threads: it must be quick.
 pub(crate) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
+/// The results of what was taken, by the operations' numbers where this process made their ids, else by the ids.
 pub(crate) struct Results {
-    shards: Vec<Shard>,
+    numbered: Option<(Numbering, Ring)>,
+    kept: Kept,
+    bells: Vec<Bell>,
+    closed: AtomicBool,
     began: Instant,
+    began_at: SystemTime,
     keep: Duration,
     observer: Option<Observer>,
     events: Arc<Events>,
 }
 
+/// Wakes those who wait for an operation to be settled.
 #[derive(Default)]
-struct Shard {
-    inner: Mutex<Inner>,
-    settled: Condvar,
+struct Bell {
+    waiting: AtomicUsize,
+    lock: Mutex<()>,
+    rung: Condvar,
 }
 
-#[derive(Default)]
-struct Inner {
-    results: HashMap<Uuid, Known, BuildHasherDefault<IdHasher>>,
-    /// The settled, oldest first, with when they were: milliseconds since [`Results::began`].
-    order: VecDeque<(u64, Uuid)>,
-    waiting: usize,
-    closed: bool,
-}
-
-/// A result as it is remembered: there are many, and few have more than their state.
-struct Known {
-    state: OperationState,
-    is_question: bool,
-    /// An event is to be told when it settles.
-    notify: bool,
-    at_ms: u64,
-    more: Option<Box<More>>,
-}
-
-#[derive(Clone, Default)]
-struct More {
-    problem: Option<Problem>,
-    data: Option<Arc<str>>,
-}
-
-impl Known {
-    fn new(settled: &Settled, notify: bool, is_question: bool) -> Self {
-        let more = || {
-            Box::new(More {
-                problem: settled.problem.clone(),
-                data: settled.data.clone(),
-            })
-        };
-        let has_more = settled.problem.is_some() || settled.data.is_some();
-        Self {
-            state: settled.state,
-            is_question,
-            notify,
-            at_ms: ms_since_1970(settled.at),
-            more: has_more.then(more),
+impl Bell {
+    /// Called after the change that is waited for. Takes no lock where nobody waits.
+    fn ring(&self) {
+        // Whoever is not counted yet sees the change when looking after counting itself.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            drop(self.hold());
+            self.rung.notify_all();
         }
     }
 
-    fn settled(&self) -> Settled {
-        let More { problem, data } = self.more.as_deref().cloned().unwrap_or_default();
-        Settled {
-            state: self.state,
-            problem,
-            data,
-            at: UNIX_EPOCH + Duration::from_millis(self.at_ms),
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next ring, at most so long.
+    fn wait<'a>(&'a self, held: MutexGuard<'a, ()>, timeout: Option<Duration>) -> MutexGuard<'a, ()> {
+        match timeout {
+            Some(timeout) => {
+                let waited = self.rung.wait_timeout(held, timeout);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.rung.wait(held).unwrap_or_else(PoisonError::into_inner),
         }
     }
 }
 
-/// Ids are made at random by ourselves: to spread their bits is enough.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Ok(id) = Uuid::from_slice(bytes) {
-            self.0 = spread(id);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// The random half of an id, which ids of one millisecond count up in, with its lower bits in all others.
+/// Spreads ids that count up over tables and bells.
 fn spread(id: Uuid) -> u64 {
     let (_, random) = id.as_u64_pair();
     let mixed = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -192,103 +160,122 @@ fn spread(id: Uuid) -> u64 {
 }
 
 impl Results {
-    pub(crate) fn new(keep: Duration, observer: Option<Observer>, events: Arc<Events>) -> Self {
+    /// `numbering` is of the ids that [`Self::accept`] will be told of; without it all are kept by their ids.
+    pub(crate) fn new(
+        keep: Duration,
+        numbering: Option<Numbering>,
+        observer: Option<Observer>,
+        events: Arc<Events>,
+    ) -> Self {
         Self {
-            shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
+            numbered: numbering.map(|numbering| (numbering, Ring::new())),
+            kept: Kept::new(keep),
+            bells: std::iter::repeat_with(Bell::default)
+                .take(usize::try_from(BELLS).expect("few"))
+                .collect(),
+            closed: AtomicBool::new(false),
             began: Instant::now(),
+            began_at: SystemTime::now(),
             keep,
             observer,
             events,
         }
     }
 
-    fn shard(&self, id: Uuid) -> &Shard {
-        // Other bits than those that place it in the shard's table.
-        &self.shards[usize::try_from((spread(id) >> 40) % SHARDS as u64).expect("below SHARDS")]
+    /// The ring and an operation's number in it, where it is one of those that have one.
+    fn numbered(&self, id: Uuid) -> Option<(&Ring, u64)> {
+        let (numbering, ring) = self.numbered.as_ref()?;
+        Some((ring, numbering.number(id)?))
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn bell(&self, id: Uuid) -> &Bell {
+        &self.bells[usize::try_from(spread(id) % BELLS).expect("below BELLS")]
     }
 
     /// Notes that an operation was taken; with `notify` an event is told when it settles, its place in [`Events`] is
     /// kept by the caller.
     pub(crate) fn accept(&self, operation_id: Uuid, position: Position, at_ms: u64, notify: bool) {
-        let known = Known {
-            state: OperationState::Accepted,
-            is_question: false,
-            notify,
-            at_ms,
-            more: None,
-        };
         if self.observer.is_some() {
-            self.observe(operation_id, position, known.settled());
+            let accepted = Settled {
+                at: UNIX_EPOCH + Duration::from_millis(at_ms),
+                ..Settled::plain(OperationState::Accepted)
+            };
+            self.observe(operation_id, position, accepted);
         }
-        let mut inner = lock(&self.shard(operation_id).inner);
-        if inner.is_crowded() {
-            inner.expire(self.now(), self.keep);
-        }
-        if notify || !inner.is_crowded() {
-            inner.results.insert(operation_id, known);
+        match self.numbered(operation_id) {
+            Some((ring, number)) => {
+                let began_at_ms = ms_since_1970(self.began_at);
+                let at = Duration::from_millis(at_ms.saturating_sub(began_at_ms));
+                // What nobody is told of may be forgotten when there are too many.
+                if !ring.accept(number, at, notify) && notify {
+                    self.kept.accept(operation_id, at_ms, notify);
+                }
+            }
+            None => self.kept.accept(operation_id, at_ms, notify),
         }
     }
 
     /// Notes how far an operation has come; a settled one stays as it is.
     pub(crate) fn note(&self, operation_id: Uuid, position: Position, settled: Settled) {
-        if self.set(operation_id, &settled, false, false) {
+        if self.set(operation_id, &settled) {
             self.observe(operation_id, position, settled);
         }
     }
 
     /// Notes that a question was taken; as for [`Self::accept`].
     pub(crate) fn accept_question(&self, id: Uuid, notify: bool) {
-        self.set(id, &Settled::plain(OperationState::Accepted), notify, true);
+        let accepted = Settled::plain(OperationState::Accepted);
+        self.kept.set_question(id, &accepted, notify);
     }
 
     /// Notes a question's answer.
     pub(crate) fn answer_question(&self, id: Uuid, settled: &Settled) {
-        self.set(id, settled, false, true);
+        let noted = self.kept.set_question(id, settled, false);
+        self.tell(id, settled, noted);
     }
 
     /// Keeps a settled result no longer.
     pub(crate) fn forget(&self, id: Uuid) {
-        let mut inner = lock(&self.shard(id).inner);
-        if inner.results.get(&id).is_some_and(|known| known.state.is_settled()) {
-            inner.results.remove(&id);
-        }
+        self.kept.forget(id);
     }
 
     /// False where it is settled already.
-    fn set(&self, id: Uuid, settled: &Settled, notify: bool, is_question: bool) -> bool {
-        let shard = self.shard(id);
-        let is_settled = settled.state.is_settled();
-        let mut notified = false;
-        let mut inner = lock(&shard.inner);
-        let now = self.now();
-        inner.expire(now, self.keep);
-        let has_room = !inner.is_crowded() || notify || is_question;
-        match inner.results.get_mut(&id) {
-            Some(known) if known.state.is_settled() => return false,
-            Some(known) => {
-                notified = known.notify && is_settled;
-                *known = Known::new(settled, known.notify, known.is_question);
-            }
-            None if has_room => {
-                inner.results.insert(id, Known::new(settled, notify, is_question));
-            }
-            None => {}
+    fn set(&self, id: Uuid, settled: &Settled) -> bool {
+        let noted = match self.numbered(id) {
+            Some((ring, number)) => self.set_numbered(ring, number, id, settled),
+            None => self.kept.set(id, settled),
+        };
+        self.tell(id, settled, noted)
+    }
+
+    fn set_numbered(&self, ring: &Ring, number: u64, id: Uuid, settled: &Settled) -> Noted {
+        let has_more = settled.problem.is_some() || settled.data.is_some();
+        if !has_more {
+            let noted = ring.note(number, Slot::Known(settled.state), self.began.elapsed());
+            return match noted {
+                Noted::NotHere => self.kept.set_known(id, settled),
+                noted => noted,
+            };
         }
-        if is_settled {
-            inner.order.push_back((now, id));
-            if inner.waiting > 0 {
-                shard.settled.notify_all();
+        // The reason first: who sees that there is one finds it.
+        match ring.get(number).0 {
+            slot if slot.is_settled() => return Noted::Settled,
+            Slot::Vacant => return self.kept.set(id, settled),
+            _ => {}
+        }
+        let _ = self.kept.set(id, settled);
+        ring.note(number, Slot::ToldElsewhere, self.began.elapsed())
+    }
+
+    /// Tells of a change to whom it concerns; gives whether there was one.
+    fn tell(&self, id: Uuid, settled: &Settled, noted: Noted) -> bool {
+        if settled.state.is_settled() && noted != Noted::Settled {
+            self.bell(id).ring();
+            if noted == (Noted::Changed { notify: true }) {
+                self.events.settled(id, settled.clone());
             }
         }
-        drop(inner);
-        if notified {
-            self.events.settled(id, settled.clone());
-        }
-        true
+        noted != Noted::Settled
     }
 
     fn observe(&self, operation_id: Uuid, position: Position, settled: Settled) {
@@ -301,41 +288,44 @@ impl Results {
         }
     }
 
-    /// Notes that nobody knows any more what became of an operation that was not settled here; ends waiting for it.
+    /// Notes that nobody knows any more what became of an operation that was not settled here and has no number; ends
+    /// waiting for it.
     pub(crate) fn not_kept(&self, operation_id: Uuid) {
-        let shard = self.shard(operation_id);
-        let mut inner = lock(&shard.inner);
-        let is_unsettled = |known: &Known| !known.state.is_settled();
-        if !inner.results.get(&operation_id).is_some_and(is_unsettled) {
+        let Some(notify) = self.kept.remove_unsettled(operation_id) else {
             return;
-        }
-        let known = inner.results.remove(&operation_id);
-        shard.settled.notify_all();
-        drop(inner);
-        if known.is_some_and(|known| known.notify) {
+        };
+        self.bell(operation_id).ring();
+        if notify {
             self.events
                 .settled(operation_id, Settled::plain(OperationState::NotKept));
         }
     }
 
-    /// Operations that are not settled, in no order; questions are none.
+    /// Operations without a number that are not settled, in no order; questions are none.
     pub(crate) fn unsettled(&self) -> Vec<Uuid> {
-        let mut ids = Vec::new();
-        for shard in &self.shards {
-            let inner = lock(&shard.inner);
-            let is_unsettled = |known: &Known| !known.is_question && !known.state.is_settled();
-            let unsettled = inner.results.iter().filter(|(_, known)| is_unsettled(known));
-            ids.extend(unsettled.map(|(id, _)| *id));
-        }
-        ids
+        self.kept.unsettled()
     }
 
     /// How far an operation has come.
     pub(crate) fn get(&self, operation_id: Uuid) -> Settled {
-        let mut inner = lock(&self.shard(operation_id).inner);
-        inner.expire(self.now(), self.keep);
-        let known = inner.results.get(&operation_id);
-        known.map_or_else(|| Settled::plain(OperationState::NotKept), Known::settled)
+        self.kept.expire(operation_id);
+        self.look(operation_id)
+    }
+
+    fn look(&self, id: Uuid) -> Settled {
+        if let Some((ring, number)) = self.numbered(id)
+            && let (Slot::Known(state), at) = ring.get(number)
+        {
+            if state.is_settled() && self.began.elapsed().saturating_sub(at) >= self.keep {
+                return Settled::plain(OperationState::NotKept);
+            }
+            return Settled {
+                at: self.began_at + at,
+                ..Settled::plain(state)
+            };
+        }
+        let known = self.kept.get(id);
+        known.unwrap_or_else(|| Settled::plain(OperationState::NotKept))
     }
 
     /// Waits until an operation is settled or the time is over; `None` waits until settled or [`Self::close`]d.
@@ -343,66 +333,40 @@ impl Results {
     /// `Unknown` where it is not settled by then.
     pub(crate) fn wait(&self, operation_id: Uuid, timeout: Option<Duration>) -> Settled {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let shard = self.shard(operation_id);
-        let mut inner = lock(&shard.inner);
-        loop {
-            match inner.results.get(&operation_id) {
-                None => return Settled::plain(OperationState::NotKept),
-                Some(result) if result.state.is_settled() => return result.settled(),
-                Some(_) if inner.closed => return Settled::unknown(),
-                Some(_) => {}
+        let bell = self.bell(operation_id);
+        let mut held = bell.hold();
+        bell.waiting.fetch_add(1, Ordering::SeqCst);
+        let settled = loop {
+            fence(Ordering::SeqCst);
+            let known = self.look(operation_id);
+            if known.state.is_settled() || known.state == OperationState::NotKept {
+                break known;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return Settled::unknown();
+            if self.closed.load(Ordering::SeqCst) || left == Some(Duration::ZERO) {
+                break Settled::unknown();
             }
-            inner.waiting += 1;
-            inner = match left {
-                Some(left) => {
-                    shard
-                        .settled
-                        .wait_timeout(inner, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-                None => shard.settled.wait(inner).unwrap_or_else(PoisonError::into_inner),
-            };
-            inner.waiting -= 1;
-        }
+            held = bell.wait(held, left);
+        };
+        bell.waiting.fetch_sub(1, Ordering::SeqCst);
+        settled
     }
 
     /// Lets all who wait go.
     pub(crate) fn close(&self) {
-        for shard in &self.shards {
-            lock(&shard.inner).closed = true;
-            shard.settled.notify_all();
+        self.closed.store(true, Ordering::SeqCst);
+        for bell in &self.bells {
+            bell.ring();
         }
     }
-}
-
-impl Inner {
-    fn is_crowded(&self) -> bool {
-        self.results.len() >= RESULTS_MAX / SHARDS
-    }
-
-    fn expire(&mut self, now: u64, keep: Duration) {
-        while let Some(&(at, id)) = self.order.front() {
-            if u128::from(now - at) < keep.as_millis() && !self.is_crowded() {
-                return;
-            }
-            self.order.pop_front();
-            self.results.remove(&id);
-        }
-    }
-}
-
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use p2p_sync_proto::ids::IdSource;
+
     use super::*;
+    use crate::outbox::now_ms;
 
     const POSITION: Position = Position {
         incarnation: 1,
@@ -410,7 +374,7 @@ mod tests {
     };
 
     fn results_kept(keep: Duration) -> Results {
-        Results::new(keep, None, Arc::new(Events::new()))
+        Results::new(keep, None, None, Arc::new(Events::new()))
     }
 
     #[test]
@@ -457,5 +421,69 @@ mod tests {
         results.note(id, POSITION, Settled::plain(OperationState::Accepted));
         results.close();
         assert_eq!(results.wait(id, None).state, OperationState::Unknown);
+    }
+
+    /// Results of a source's operations, and the first of these.
+    fn numbered(keep: Duration) -> (Results, Uuid) {
+        let mut source = IdSource::new();
+        let results = Results::new(keep, Some(source.numbering()), None, Arc::new(Events::new()));
+        (results, source.next_id(1))
+    }
+
+    #[test]
+    fn an_operation_of_ours_is_waited_for_and_known_by_its_number() {
+        let (results, id) = numbered(Duration::from_mins(1));
+        let results = Arc::new(results);
+        results.accept(id, POSITION, now_ms(), false);
+        let waiting = std::thread::spawn({
+            let results = results.clone();
+            move || results.wait(id, None)
+        });
+        results.note(id, POSITION, Settled::plain(OperationState::Spooled));
+        results.note(id, POSITION, Settled::plain(OperationState::Applied));
+        assert_eq!(waiting.join().expect("no panic").state, OperationState::Applied);
+        assert_eq!(results.get(id).state, OperationState::Applied);
+    }
+
+    #[test]
+    fn why_an_operation_of_ours_was_refused_is_kept_with_it() {
+        let (results, id) = numbered(Duration::from_mins(1));
+        results.accept(id, POSITION, now_ms(), false);
+        let problem = Problem::new(Code::TooLarge, "send less");
+        results.note(id, POSITION, Settled::rejected(problem.clone()));
+        results.note(id, POSITION, Settled::plain(OperationState::Applied));
+        assert_eq!(results.get(id).problem, Some(problem));
+        assert_eq!(results.wait(id, None).state, OperationState::Rejected);
+    }
+
+    #[test]
+    fn what_is_to_be_told_of_is_told_once_also_beyond_the_bound() {
+        let mut source = IdSource::new();
+        let events = Arc::new(Events::new());
+        let results = Results::new(Duration::from_mins(1), Some(source.numbering()), None, events.clone());
+        // None of them settles, so that the last finds the first's slot taken.
+        let first = source.next_id(1);
+        results.accept(first, POSITION, now_ms(), false);
+        let others = std::iter::repeat_with(|| source.next_id(1)).take(262_143);
+        others.for_each(|id| results.accept(id, POSITION, now_ms(), false));
+        let last = source.next_id(1);
+        events.reserve_settled().expect("room");
+        results.accept(last, POSITION, now_ms(), true);
+        assert_eq!(results.get(last).state, OperationState::Accepted);
+        for _ in 0..2 {
+            results.note(last, POSITION, Settled::plain(OperationState::Applied));
+        }
+        let told: Vec<_> = std::iter::from_fn(|| events.next(|_| true)).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(results.get(first).state, OperationState::Accepted);
+    }
+
+    #[test]
+    fn a_settled_operation_of_ours_is_kept_its_time_and_then_not() {
+        let (results, id) = numbered(Duration::ZERO);
+        results.accept(id, POSITION, now_ms(), false);
+        assert_eq!(results.get(id).state, OperationState::Accepted);
+        results.note(id, POSITION, Settled::plain(OperationState::Applied));
+        assert_eq!(results.get(id).state, OperationState::NotKept);
     }
 }

@@ -13,44 +13,73 @@ pub fn new_id() -> Uuid {
 
 /// Makes the ids of one host's operations: `UUIDv7` as [`new_id`] gives, without a call to the system for each.
 ///
-/// The random part is drawn anew in each millisecond and grows by a random step within it (RFC 9562, method 2), so that
-/// the ids sort as they were made, also while the clock goes back. They are unique, not secret.
+/// The random part is drawn once and counts up from there (RFC 9562, 6.2), so that the ids sort as they were made, also
+/// while the clock goes back, and whoever has the source's [`Numbering`] knows which one an id is. They are unique, not
+/// secret.
 #[derive(Debug)]
 pub struct IdSource {
-    random: fastrand::Rng,
     millis: u64,
-    tail: u128,
+    made: u64,
+    numbering: Numbering,
 }
 
-impl IdSource {
-    /// Bits of the random part.
-    const TAIL_BITS: u32 = 74;
+/// Tells the ids of one [`IdSource`] from all others, and which one each is.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbering {
+    /// The random part of the first.
+    first: u128,
+}
 
+/// Bits of an id's random part: 12 before the variant, 62 behind it.
+const TAIL_BITS: u32 = 74;
+const LOW_TAIL_BITS: u32 = 62;
+/// Ids that a source's numbering knows; so few that hardly ever another's id looks like one of them.
+const NUMBERS: u128 = 1 << 40;
+
+impl IdSource {
     /// A source seeded by the operating system.
     pub fn new() -> Self {
-        let (high, low) = Uuid::new_v4().as_u64_pair();
         Self {
-            random: fastrand::Rng::with_seed(high ^ low.rotate_left(32)),
             millis: 0,
-            tail: 0,
+            made: 0,
+            numbering: Numbering {
+                // The highest bit is left for the count to grow into.
+                first: tail(Uuid::new_v4()) >> 1,
+            },
         }
     }
 
     /// The next id, at a time in milliseconds since 1970.
     pub fn next_id(&mut self, now_ms: u64) -> Uuid {
-        if now_ms > self.millis {
-            self.millis = now_ms;
-            // The highest bit is left for the steps to grow into: no millisecond has as many.
-            self.tail = self.random.u128(..) >> (u128::BITS - Self::TAIL_BITS + 1);
-        } else {
-            self.tail += 1 + u128::from(self.random.u32(..));
-        }
-        // 12 bits go before the variant, 62 behind it; the version and the variant are put over the rest.
-        let random = (self.tail >> 62 << 64) | (self.tail & ((1 << 62) - 1));
+        self.millis = self.millis.max(now_ms);
+        let tail = self.numbering.first + u128::from(self.made);
+        self.made += 1;
+        // The version and the variant are put over the bits between.
+        let random = (tail >> LOW_TAIL_BITS << 64) | (tail & ((1 << LOW_TAIL_BITS) - 1));
         let bytes = random.to_be_bytes();
         let random = bytes.last_chunk::<10>().expect("16 bytes have 10");
         Builder::from_unix_timestamp_millis(self.millis, random).into_uuid()
     }
+
+    /// What tells its ids from others.
+    pub fn numbering(&self) -> Numbering {
+        self.numbering
+    }
+}
+
+impl Numbering {
+    /// How many ids the source had made before this one; `None` for another's id.
+    pub fn number(self, id: Uuid) -> Option<u64> {
+        let number = tail(id).checked_sub(self.first).filter(|number| *number < NUMBERS)?;
+        u64::try_from(number).ok()
+    }
+}
+
+/// The random part of an id.
+fn tail(id: Uuid) -> u128 {
+    let bits = id.as_u128();
+    let high = (bits >> 64) & ((1 << (TAIL_BITS - LOW_TAIL_BITS)) - 1);
+    high << LOW_TAIL_BITS | bits & ((1 << LOW_TAIL_BITS) - 1)
 }
 
 impl Default for IdSource {
@@ -143,6 +172,17 @@ mod tests {
             }
         }
         assert_eq!(last.get_timestamp().map(|time| time.to_unix().0), Some(1_700_000_000));
+    }
+
+    #[test]
+    fn a_source_knows_its_ids_by_their_numbers_and_no_others() {
+        let (mut source, mut other) = (IdSource::new(), IdSource::new());
+        for number in 0..10_000 {
+            let id = source.next_id(number / 7);
+            assert_eq!(source.numbering().number(id), Some(number));
+            assert_eq!(source.numbering().number(other.next_id(number / 7)), None);
+            assert_eq!(source.numbering().number(new_id()), None);
+        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Attached {
             client: Uuid::new_v4(),
             queue: Mutex::new(Queue::new(config.queue_ops_max)),
             policies: ArcSwap::from_pointee(Policies::builtin().with_critical(&config.critical_types)),
-            results: Results::new(config.result_keep, observer, events.clone()),
+            results: Results::new(config.result_keep, None, observer, events.clone()),
             events,
             counters: Counters::default(),
             errands,
