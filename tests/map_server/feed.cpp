@@ -86,7 +86,7 @@ std::string Feed::quoted(const std::string& text) const {
 }
 
 void Feed::restartMeasuring() {
-	for (Histogram* cost : {&bulk_cost, &critical_cost, &empty_cost, &waiting_call, &drain_cost}) {
+	for (Histogram* cost : {&enqueue_cost, &bulk_cost, &critical_cost, &empty_cost, &waiting_call, &drain_cost}) {
 		*cost = Histogram();
 	}
 }
@@ -109,6 +109,7 @@ bool Feed::call(const GameEvent& event) {
 	const std::string id = sync_ != nullptr ? submit(event) : std::string();
 	const Nanoseconds after = monotonic();
 	empty_cost.record(between - before);
+	enqueue_cost.record(after - between);
 	(isCritical(event.type) ? critical_cost : bulk_cost).record(after - between);
 	if (sync_ == nullptr || !id.empty()) {
 		wasTaken(event);

@@ -61,7 +61,7 @@ public:
 	std::size_t waitingForRoom() const { return waiting_.size(); }
 
 	// Calls that never wait, by lane, and an empty call of the library beside each.
-	Histogram bulk_cost, critical_cost, empty_cost;
+	Histogram enqueue_cost, bulk_cost, critical_cost, empty_cost;
 	// Calls that wait, and processSyncQueue().
 	Histogram waiting_call, drain_cost;
 	// Since the start; refusals by code.

@@ -160,6 +160,7 @@ void addFigures(Report& report, const Timers& timers, const GameLoop& loop, cons
 	report.add("oversleep", loop.oversleep());
 	report.group("cost");
 	report.add("empty_call", feed.empty_cost);
+	report.add("enqueue", feed.enqueue_cost);
 	report.add("enqueue_bulk", feed.bulk_cost);
 	report.add("enqueue_critical", feed.critical_cost);
 	report.add("process_queue", feed.drain_cost);

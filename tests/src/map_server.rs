@@ -28,8 +28,8 @@ use crate::{
 
 /// Runs the sample map server against a hub and measures its loop.
 ///
-/// Fails when anything is lost, and with `--strict` when the timers are late by more than a tenth more than without the
-/// library.
+/// Fails when anything is lost, and with `--strict` when a bar is missed, e.g. the timers are late by more than a tenth
+/// more than without the library.
 #[derive(Debug, Parser)]
 #[command(name = "map_server", version)]
 pub struct Options {
@@ -72,7 +72,7 @@ pub struct Options {
     /// Where the figures are written as JSON.
     #[arg(long, default_value = "target/map_server.json")]
     json: PathBuf,
-    /// Fails also when the bar of the lateness is missed.
+    /// Fails also when a bar is missed.
     #[arg(long)]
     strict: bool,
 }
