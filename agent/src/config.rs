@@ -120,7 +120,10 @@ impl Config {
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let (text, warnings) = set_hub_keys_aside(text);
         let mut settings = Settings::read(&text, &KEYS, environment);
-        let endpoint = settings.resolve("main_server_endpoint", endpoint);
+        let endpoint = endpoint(settings.text("main_server_endpoint")).unwrap_or_else(|expected| {
+            settings.refuse("main_server_endpoint", Code::BadEndpoint, &expected);
+            String::new()
+        });
         let agent_socket = Some(settings.text("agent_socket"))
             .filter(|path| !path.is_empty())
             .map(|path| folder.join(path));
@@ -295,7 +298,7 @@ mod tests {
         assert_eq!(problems.len(), 4, "{told:#?}");
         for part in [
             "E102 UNKNOWN_KEY: line 3: unknown key max_queue_siz; did you mean max_queue_size?",
-            "E103 BAD_VALUE: line 1: main_server_endpoint: expected http://host:port, found ftp",
+            "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected http://host:port, found ftp",
             "E106 BAD_CREDENTIAL: line 2: encryption_key: ",
             "line 4: critical_data_types: \"MAP_STAT\" is not a type; did you mean MAP_STATE?",
         ] {

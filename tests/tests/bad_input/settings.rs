@@ -29,7 +29,7 @@ fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
             all_at_once.to_owned(),
             &[
                 (
-                    "E103 BAD_VALUE: line 1: main_server_endpoint: expected http://host:port, found https",
+                    "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected http://host:port, found https",
                     "put a local tunnel before the agent",
                 ),
                 (
@@ -67,14 +67,14 @@ fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
         (
             with_key("main_server_endpoint = hub:50051"),
             &[(
-                "E103 BAD_VALUE: line 2: main_server_endpoint: ",
+                "E107 BAD_ENDPOINT: line 2: main_server_endpoint: ",
                 "expected http://host:port, found no scheme",
             )],
         ),
         (
             with_key("main_server_endpoint = http://hub"),
             &[(
-                "E103 BAD_VALUE: line 2: main_server_endpoint: expected http://host:port",
+                "E107 BAD_ENDPOINT: line 2: main_server_endpoint: expected http://host:port",
                 "with a path behind it",
             )],
         ),
