@@ -4,7 +4,7 @@ use std::{io, thread::JoinHandle};
 
 /// How much nicer the agent's threads are than the thread that started them: as much as can be. Of a core they contend
 /// for, a game loop gets some 70 times their share, and they hardly ever take it off: on one core with a loop at 10,000
-/// operations a second, niceness 10 made a turn 3.7 ms longer and 19 makes it 1.5 ms. The scheduling class that starves
+/// operations a second, niceness 10 made a turn 3.6 ms longer and 19 makes it 1.5 ms. The scheduling class that starves
 /// them altogether gains little more, and on a busy machine would starve whoever waits for a lock or an answer.
 #[cfg(target_os = "linux")]
 const NICER: i32 = 19;

@@ -130,11 +130,6 @@ impl Settings {
             .text
     }
 
-    /// Parses a value with `FromStr`; a mistake is noted and `T::default()` stands in for it until [`Self::finish`].
-    pub fn parse<T: FromStr + Default>(&mut self, name: &str, expected: &str) -> T {
-        self.resolve(name, |text| text.parse().map_err(|_| format!("expected {expected}")))
-    }
-
     /// Parses a whole number within bounds.
     pub fn number<T>(&mut self, name: &str, bounds: std::ops::RangeInclusive<T>) -> T
     where
@@ -157,7 +152,8 @@ impl Settings {
         })
     }
 
-    /// Parses a value by a function whose error completes the sentence.
+    /// Parses a value by a function whose error completes the sentence; a mistake is noted and `T::default()` stands in
+    /// for it until [`Self::finish`].
     pub fn resolve<T: Default>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> T {
         match parse(self.text(name)) {
             Ok(value) => value,

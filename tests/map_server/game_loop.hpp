@@ -32,7 +32,6 @@ public:
 	// The work of a turn, without the wait for sockets; and how much longer that took than was asked for.
 	const Histogram& turnTime() const { return turn_; }
 	const Histogram& oversleep() const { return oversleep_; }
-	std::uint64_t packets() const { return packets_; }
 
 private:
 	void waitForSockets(Nanoseconds until_next_timer);
@@ -42,7 +41,6 @@ private:
 	// Where clients would connect, and what stands for their packets.
 	int listener_;
 	int client_;
-	std::uint64_t packets_ = 0;
 	Histogram turn_, oversleep_;
 };
 

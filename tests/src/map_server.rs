@@ -97,7 +97,7 @@ impl Scenario {
 
 /// For what was taken to be settled when the sample ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_mins(3);
-/// For the sample to end beyond the time it was asked to run.
+/// For the sample to end beyond the time it was asked to run and to flush.
 const END_TIMEOUT: Duration = Duration::from_mins(5);
 /// Operations whose memory is measured.
 const QUEUED: u32 = 10_000;
@@ -267,7 +267,7 @@ impl System {
             std::thread::sleep((killed + quarter).saturating_duration_since(Instant::now()));
             self.hub.start();
         }
-        let sample = self.figures(child);
+        let sample = self.figures(child, options);
         if scenario == Scenario::Without {
             return Run::new(scenario, sample, None, None);
         }
@@ -290,7 +290,7 @@ impl System {
     /// Runs the sample to its end; gives its figures.
     fn sample(&self, arguments: &[String], options: &Options) -> Value {
         let child = self.start_sample(arguments, options);
-        self.figures(child)
+        self.figures(child, options)
     }
 
     fn start_sample(&self, arguments: &[String], options: &Options) -> Child {
@@ -306,8 +306,9 @@ impl System {
     }
 
     /// Waits for the sample's end.
-    fn figures(&self, mut child: Child) -> Value {
-        let deadline = Instant::now() + END_TIMEOUT + Duration::from_mins(10);
+    fn figures(&self, mut child: Child, options: &Options) -> Value {
+        let asked = Duration::from_secs(u64::from(options.seconds) + u64::from(options.warmup));
+        let deadline = Instant::now() + asked + FLUSH_TIMEOUT + END_TIMEOUT;
         while child.try_wait().expect("it is our child").is_none() {
             if Instant::now() > deadline {
                 // Gone already is as good as killed.
