@@ -8,7 +8,7 @@
 //
 // No call throws, but for std::bad_alloc where a string does not fit into memory. A call that is refused gives an empty
 // id, false or an empty text; lastError() says why. All calls may be made from any thread; callbacks run inside
-// processSyncQueue() and final(), on the thread that calls these.
+// processSyncQueue(), the logger inside init() and final() as well, on the thread that calls these.
 #pragma once
 
 #include <array>

@@ -12,7 +12,10 @@
 //     than it says. Nothing unwinds into C; callbacks must not unwind either.
 //   - A handle names one agent for ever: after its shutdown calls answer SHUT_DOWN, also when others were started. What
 //     never was a handle answers BAD_HANDLE.
-//   - In a child after fork() every call answers FORKED and does nothing: start agents in the process that uses them.
+//   - Callbacks run inside p2p_sync_process() alone, on the thread that calls it; the one for log lines inside
+//     p2p_sync_next_event(), p2p_sync_start() and p2p_sync_shutdown() as well.
+//   - In a child after fork() every call answers FORKED and does nothing, but for p2p_sync_abi_version() and
+//     p2p_sync_version(): start agents in the process that uses them.
 
 #ifndef P2P_SYNC_H
 #define P2P_SYNC_H
@@ -150,7 +153,7 @@ typedef enum p2p_sync_state {
     P2P_SYNC_LIMBO = 6,
     // Not settled when the time was over. Not a failure: it stays in the outbox and settles under its id.
     P2P_SYNC_UNKNOWN = 7,
-    // Settled so long ago that it is no longer kept (`result_keep_seconds`), or never known.
+    // No longer kept, or never known. Kept are `result_keep_seconds`, or 262,144 operations further, whichever is less.
     P2P_SYNC_NOT_KEPT = 8,
 } p2p_sync_state;
 
@@ -225,8 +228,8 @@ typedef struct p2p_sync_options {
     size_t struct_size;
     // The configuration file, e.g. `conf/p2p_data_sync.conf`. Relative paths in it are meant from its folder.
     const char *config_path;
-    // Told of each log line, on the caller's thread, during `p2p_sync_start`, `p2p_sync_process` and
-    // `p2p_sync_shutdown`. Null: nothing is logged.
+    // Told of each log line, on the caller's thread, during `p2p_sync_start`, `p2p_sync_process`,
+    // `p2p_sync_next_event` and `p2p_sync_shutdown`. Null: nothing is logged.
     p2p_sync_log_callback log;
     // Passed to `log` as it is.
     void *log_context;
@@ -237,7 +240,9 @@ typedef struct p2p_sync_options {
 // Names a running agent; 0 names none. Stays refused after its shutdown, also when other agents are started.
 typedef uint64_t p2p_sync_agent;
 
-// Bytes that are read during the call and not kept; not NUL-terminated, in the server's code page (`text_encoding`).
+// Bytes that are read during the call and not kept; not NUL-terminated. The texts of operations and what
+// `p2p_sync_json_string` takes are in the server's code page (`text_encoding`); all others are UTF-8, or refused with
+// BAD_TEXT.
 typedef struct p2p_sync_text {
     // May be null if `size` is 0.
     const char *data;
@@ -411,7 +416,7 @@ const char *p2p_sync_version(void);
 //
 // Waits for the disk (some milliseconds, and as long as it takes to read an outbox of earlier starts), not for the hub.
 // Its threads block all signals. Not to be called between `fork` and `exec`; a child of a process that has started an
-// agent is answered with FORKED by every call. `agent` is written on success alone; shut it down with
+// agent is answered with FORKED by every call that gives a code. `agent` is written on success alone; shut it down with
 // `p2p_sync_shutdown`.
 //
 // Refuses with the codes 1xx (all mistakes of the configuration are in one message) and TOO_MANY_AGENTS.
@@ -535,7 +540,7 @@ p2p_sync_code p2p_sync_process(p2p_sync_agent agent,
 // Takes the oldest event; kind NONE when nothing waits. Any thread; never waits.
 //
 // Its texts are copied into `buffer`, NUL-terminated, and `event` points into it. `size`, if not null, is given the
-// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines are told by `p2p_sync_process`.
+// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told before.
 p2p_sync_code p2p_sync_next_event(p2p_sync_agent agent,
                                   struct p2p_sync_event *event,
                                   char *buffer,

@@ -92,7 +92,7 @@ pub struct Config {
     pub outbox_bytes_max: u64,
     /// Where the standalone agent serves local programs; the map server's library attaches to it there.
     pub agent_socket: Option<PathBuf>,
-    /// How long the result of a settled operation can be asked for.
+    /// How long the result of a settled operation can be asked for, unless 262,144 others have been taken since.
     pub result_keep: Duration,
     /// Of cached values where the call gives no expiry.
     pub cache_expiry: Duration,

@@ -1,7 +1,8 @@
 //! The host's side: takes operations from a map server, keeps them in a durable outbox and brings them to the hub.
 //!
-//! [`Agent`] is the whole of it: [`Agent::start`] with a [`Config`], then [`Agent::submit`], which never waits, or
-//! [`Agent::submit_critical`], which waits at most its timeout.
+//! [`Agent`] keeps an outbox of its own; [`Attached`] hands over to a standalone one, with the same calls; [`ffi`] gives
+//! either to C. [`Agent::start`] takes a [`Config`]; then [`Agent::submit`] never waits, and [`Agent::submit_critical`]
+//! waits at most its timeout.
 
 mod agent;
 mod attach_lines;

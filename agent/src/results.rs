@@ -40,7 +40,7 @@ pub enum OperationState {
     Limbo,
     /// Sent, or about to be, and not settled: it stays in the outbox and settles later.
     Unknown,
-    /// Settled so long ago that it is no longer kept, or never known.
+    /// No longer kept, or never known. Kept are `result_keep`, or 262,144 operations further, whichever is less.
     NotKept,
 }
 

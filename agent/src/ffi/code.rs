@@ -142,7 +142,7 @@ pub enum p2p_sync_state {
     P2P_SYNC_LIMBO = 6,
     /// Not settled when the time was over. Not a failure: it stays in the outbox and settles under its id.
     P2P_SYNC_UNKNOWN = 7,
-    /// Settled so long ago that it is no longer kept (`result_keep_seconds`), or never known.
+    /// No longer kept, or never known. Kept are `result_keep_seconds`, or 262,144 operations further, whichever is less.
     P2P_SYNC_NOT_KEPT = 8,
 }
 

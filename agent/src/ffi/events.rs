@@ -170,7 +170,7 @@ pub unsafe extern "C" fn p2p_sync_process(
 /// Takes the oldest event; kind NONE when nothing waits. Any thread; never waits.
 ///
 /// Its texts are copied into `buffer`, NUL-terminated, and `event` points into it. `size`, if not null, is given the
-/// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines are told by `p2p_sync_process`.
+/// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_next_event(
     agent: p2p_sync_agent,

@@ -31,8 +31,8 @@ pub struct p2p_sync_options {
     pub struct_size: usize,
     /// The configuration file, e.g. `conf/p2p_data_sync.conf`. Relative paths in it are meant from its folder.
     pub config_path: *const c_char,
-    /// Told of each log line, on the caller's thread, during `p2p_sync_start`, `p2p_sync_process` and
-    /// `p2p_sync_shutdown`. Null: nothing is logged.
+    /// Told of each log line, on the caller's thread, during `p2p_sync_start`, `p2p_sync_process`,
+    /// `p2p_sync_next_event` and `p2p_sync_shutdown`. Null: nothing is logged.
     pub log: p2p_sync_log_callback,
     /// Passed to `log` as it is.
     pub log_context: *mut c_void,
@@ -89,7 +89,7 @@ pub extern "C" fn p2p_sync_version() -> *const c_char {
 ///
 /// Waits for the disk (some milliseconds, and as long as it takes to read an outbox of earlier starts), not for the hub.
 /// Its threads block all signals. Not to be called between `fork` and `exec`; a child of a process that has started an
-/// agent is answered with FORKED by every call. `agent` is written on success alone; shut it down with
+/// agent is answered with FORKED by every call that gives a code. `agent` is written on success alone; shut it down with
 /// `p2p_sync_shutdown`.
 ///
 /// Refuses with the codes 1xx (all mistakes of the configuration are in one message) and TOO_MANY_AGENTS.

@@ -1,4 +1,4 @@
-//! The C ABI, `include/p2p_sync.h`: one file for each subject, in the header's order.
+//! The C ABI, `include/p2p_sync.h`: one file for each subject; `tests/header.rs` has their order in the header.
 //!
 //! This is the one place for `unsafe`. The rules: every export runs inside [`boundary`], so that no panic crosses and a
 //! forked child gets no further; a caller's pointer is checked for null before it is touched, its struct is read and

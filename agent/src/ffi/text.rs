@@ -4,7 +4,9 @@ use std::{ffi::c_char, mem::MaybeUninit, ptr::null};
 
 use p2p_sync_proto::{Code, Problem};
 
-/// Bytes that are read during the call and not kept; not NUL-terminated, in the server's code page (`text_encoding`).
+/// Bytes that are read during the call and not kept; not NUL-terminated. The texts of operations and what
+/// `p2p_sync_json_string` takes are in the server's code page (`text_encoding`); all others are UTF-8, or refused with
+/// BAD_TEXT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct p2p_sync_text {
