@@ -4,6 +4,7 @@
 
 mod callers;
 mod compiled;
+mod guide;
 mod keeping;
 mod misuse;
 mod puppet;
