@@ -450,6 +450,7 @@ impl Agent {
         let began = Instant::now();
         let shared = &self.shared;
         shared.lanes.close();
+        self.questions.close();
         shared.stopping.store(true, Ordering::SeqCst);
         shared.stop_wake.notify_waiters();
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();

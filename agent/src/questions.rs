@@ -16,7 +16,7 @@ use p2p_sync_proto::{
 use serde_json::{Value, json};
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::timeout,
 };
 use uuid::Uuid;
@@ -207,10 +207,13 @@ impl Questions {
     pub(crate) fn ask(self: &Arc<Self>, runtime: &Handle, question: Question, notify: bool) -> Result<Uuid, Problem> {
         let asker = &self.asker;
         let request = question.request(&asker.policies(), asker.host_id()?)?;
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
-            let sentence =
-                format!("{QUESTIONS_MAX} questions wait for the hub's answer: ask again when some are answered");
-            Problem::new(Code::QueueFull, sentence)
+        let place = self.places.clone().try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::Closed => shut_down(),
+            TryAcquireError::NoPermits => {
+                let sentence =
+                    format!("{QUESTIONS_MAX} questions wait for the hub's answer: ask again when some are answered");
+                Problem::new(Code::QueueFull, sentence)
+            }
         })?;
         if notify {
             asker.events().reserve_settled()?;
@@ -225,6 +228,12 @@ impl Questions {
         };
         runtime.spawn(unanswered.ask(question, request));
         Ok(id)
+    }
+
+    /// Takes no more questions; those that are not answered are so because the agent shuts down, whatever else ends with
+    /// it first.
+    pub(crate) fn close(&self) {
+        self.places.close();
     }
 
     fn settle(&self, id: Uuid, settled: &Settled) {
@@ -255,6 +264,8 @@ impl Unanswered {
                 data: Some(data.into()),
                 ..Settled::plain(OperationState::Applied)
             },
+            // A connection that ends with the runtime may tell its callers so before their tasks are ended.
+            Err(_) if self.questions.places.is_closed() => return,
             Err(problem) => Settled::rejected(problem),
         });
     }
@@ -262,13 +273,14 @@ impl Unanswered {
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let shut_down = || {
-            let sentence = "the agent shut down before the hub answered: ask again after it has started";
-            Settled::rejected(Problem::new(Code::ShutDown, sentence))
-        };
-        let settled = self.settled.take().unwrap_or_else(shut_down);
+        let settled = self.settled.take().unwrap_or_else(|| Settled::rejected(shut_down()));
         self.questions.settle(self.id, &settled);
     }
+}
+
+fn shut_down() -> Problem {
+    let sentence = "the agent shut down before the hub answered: ask again after it has started";
+    Problem::new(Code::ShutDown, sentence)
 }
 
 /// The answers that are kept, oldest first. Those that results has let go by their time are among the oldest.
@@ -296,7 +308,65 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    /// Who asks where there is neither agent nor hub.
+    struct Nobody {
+        results: Results,
+        events: Arc<Events>,
+    }
+
+    impl Asker for Nobody {
+        fn policies(&self) -> Arc<Policies> {
+            Arc::new(Policies::builtin())
+        }
+
+        fn host_id(&self) -> Result<Uuid, Problem> {
+            Ok(Uuid::nil())
+        }
+
+        fn results(&self) -> &Results {
+            &self.results
+        }
+
+        fn events(&self) -> &Events {
+            &self.events
+        }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_because_the_agent_ends_is_told_as_its_end() {
+        let events = Arc::new(Events::new());
+        let asker = Arc::new(Nobody {
+            results: Results::new(Duration::from_mins(1), None, None, events.clone()),
+            events,
+        });
+        let (breaks, broken) = mpsc::sync_channel::<()>(0);
+        let broken = Mutex::new(broken);
+        let ask = move |_: &v1::PullRequest, _| {
+            let _ = broken.lock().expect("one asks at a time").recv();
+            Err(Problem::new(Code::HubUnavailable, "the connection is closed"))
+        };
+        let questions = Questions::new(asker.clone(), Arc::new(Puller::through_agent(Arc::new(ask))));
+        let runtime = tokio::runtime::Runtime::new().expect("can be made");
+        let question = || Question::CacheGet { key: "key".to_owned() };
+        let code_of = |id| {
+            let settled = asker.results.wait(id, Some(Duration::from_mins(1)));
+            settled.problem.map(|problem| problem.code)
+        };
+        let before = questions.ask(runtime.handle(), question(), false).expect("room");
+        breaks.send(()).expect("it is asked");
+        assert_eq!(code_of(before), Some(Code::HubUnavailable));
+
+        let asked = questions.ask(runtime.handle(), question(), false).expect("room");
+        questions.close();
+        breaks.send(()).expect("it is asked");
+        assert_eq!(code_of(asked), Some(Code::ShutDown));
+        let refused = questions.ask(runtime.handle(), question(), false).expect_err("over");
+        assert_eq!(refused.code, Code::ShutDown);
+    }
 
     #[test]
     fn answers_beyond_the_bound_push_the_oldest_out() {

@@ -61,7 +61,7 @@ void live(const std::string& config) {
 // A thread that was joined may still be listed for a moment.
 Held settledTo(const Held& before) {
 	Held after = Held::now();
-	for (int look = 0; look < 1000 && after.threads > before.threads; ++look) {
+	for (int look = 0; look < 30'000 && after.threads > before.threads; ++look) {
 		std::this_thread::sleep_for(std::chrono::milliseconds(1));
 		after = Held::now();
 	}

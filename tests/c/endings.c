@@ -26,7 +26,7 @@ static void what_one_thread_starts_another_uses_and_ends(void) {
 	HOLDS(pthread_create(&thread, NULL, start_in_a_thread, &agent) == 0);
 	pthread_join(thread, NULL);
 	every_call_gives(P2P_SYNC_OK, agent);
-	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, 0));
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, PATIENCE_MS));
 }
 
 static void eight_agents_run_at_once_and_a_ninth_is_refused(void) {
@@ -40,15 +40,15 @@ static void eight_agents_run_at_once_and_a_ninth_is_refused(void) {
 		every_call_gives(P2P_SYNC_OK, agents[i]);
 	}
 	// Room for one again; the handle of the one that made it names nothing else.
-	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[3], 0));
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[3], PATIENCE_MS));
 	ninth = started_agent(AGENTS_MAX + 1);
 	HOLDS(ninth != agents[3]);
 	every_call_gives(P2P_SYNC_ERR_SHUT_DOWN, agents[3]);
-	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[3], 0));
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[3], PATIENCE_MS));
 	every_call_gives(P2P_SYNC_OK, ninth);
 	agents[3] = ninth;
 	for (int i = 0; i < AGENTS_MAX; ++i) {
-		GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[i], 0));
+		GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agents[i], PATIENCE_MS));
 	}
 }
 
@@ -179,7 +179,7 @@ static void agent_threads_block_every_signal(void) {
 	}
 	closedir(tasks);
 	HOLDS(seen >= 2);
-	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, 0));
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, PATIENCE_MS));
 }
 
 void endings(int is_watched) {
@@ -195,7 +195,7 @@ void endings(int is_watched) {
 static void a_child_is_refused(p2p_sync_agent agent) {
 	every_call_gives(P2P_SYNC_ERR_FORKED, agent);
 	every_call_gives(P2P_SYNC_ERR_FORKED, 0);
-	GIVES(P2P_SYNC_ERR_FORKED, p2p_sync_shutdown(agent, 0));
+	GIVES(P2P_SYNC_ERR_FORKED, p2p_sync_shutdown(agent, PATIENCE_MS));
 	GIVES(P2P_SYNC_ERR_FORKED, start_agent(2, &(p2p_sync_agent){0}));
 	GIVES(P2P_SYNC_ERR_FORKED, p2p_sync_code_label(P2P_SYNC_ERR_FORKED, NULL, 0, NULL));
 	HOLDS(p2p_sync_version() != NULL && p2p_sync_abi_version() == P2P_SYNC_ABI_VERSION);
@@ -242,5 +242,5 @@ void forks(int is_watched) {
 	// The parent goes on.
 	agent = started_agent(1);
 	every_call_gives(P2P_SYNC_OK, agent);
-	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, 0));
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, PATIENCE_MS));
 }

@@ -148,7 +148,7 @@ private:
 		p2p_sync_agent another = 0;
 		const p2p_sync_code code = p2p_sync_start(&options, &another);
 		if (code == P2P_SYNC_OK) {
-			HOLDS(p2p_sync_shutdown(another, 0) == P2P_SYNC_OK, "an agent does not end");
+			HOLDS(p2p_sync_shutdown(another, 60'000) == P2P_SYNC_OK, "an agent does not end");
 		} else {
 			HOLDS(code == P2P_SYNC_ERR_DATA_DIRECTORY_IN_USE || code == P2P_SYNC_ERR_TOO_MANY_AGENTS,
 				"a start gave %d: %s", code, rathena::P2PDataSync::lastError().message.c_str());
@@ -367,7 +367,7 @@ void callMuch(const std::string& config, const std::string& own_config, unsigned
 	HOLDS(taken > 0, "nothing was taken");
 	if (has_hub) {
 		accountWithHub(agent, tallies, taken, notified, told);
-		HOLDS(p2p_sync_shutdown(agent, 0) == P2P_SYNC_OK, "it does not end");
+		HOLDS(p2p_sync_shutdown(agent, 60'000) == P2P_SYNC_OK, "it does not end");
 	} else {
 		accountWithoutHub(agent, config, taken);
 	}

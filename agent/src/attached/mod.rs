@@ -299,6 +299,7 @@ impl Attached {
         let began = Instant::now();
         let inner = &self.inner;
         inner.queue().close();
+        self.questions.close();
         let mut threads = lock(&self.threads);
         if !inner.ending.load(Ordering::SeqCst) {
             inner.alarm.ring();

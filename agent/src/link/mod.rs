@@ -78,7 +78,7 @@ impl LinkState {
         *problem = None;
         self.set_answers(true);
         self.known.notify_all();
-        drop(problem);
+        // Still locked: who reads in the status that the link is up finds the event.
         self.tell(None);
     }
 
@@ -91,7 +91,6 @@ impl LinkState {
         *known = Some(problem.clone());
         self.set_answers(false);
         self.known.notify_all();
-        drop(known);
         self.tell(Some(problem));
     }
 

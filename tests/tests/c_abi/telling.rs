@@ -106,7 +106,12 @@ fn callbacks_run_in_process_sync_queue_alone_and_no_more_than_asked_for() {
     until("each is told of", || {
         let answer = puppet.tell(&["process", "1"]);
         assert!(answer["ran"].as_u64() <= Some(1), "{answer}");
-        told.extend(answer["told"].as_array().expect("a list").iter().cloned());
+        // On a busy machine the link may go and come back meanwhile, which is told as well.
+        told.extend(
+            of_kind(answer["told"].as_array().expect("a list"), "settled")
+                .into_iter()
+                .cloned(),
+        );
         told.len() >= ids.len()
     });
     assert!(
@@ -119,7 +124,11 @@ fn callbacks_run_in_process_sync_queue_alone_and_no_more_than_asked_for() {
     let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     ids.sort_unstable();
     assert_eq!(told_ids, ids, "each once");
-    assert_eq!(puppet.tell(&["process", "0"])["ran"], 0);
+    let after = puppet.tell(&["process", "0"]);
+    assert!(
+        of_kind(after["told"].as_array().expect("a list"), "settled").is_empty(),
+        "{after}"
+    );
 }
 
 #[test]
