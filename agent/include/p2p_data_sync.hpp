@@ -192,7 +192,8 @@ public:
 	}
 
 	// Writes what was taken to disk and ends; what is not settled is sent after the next init(). Bounded by some 5 s;
-	// may be called twice.
+	// may be called twice. Where not all was kept (the disk is full or hangs, the standalone agent is not there),
+	// lastError() is P2P_SYNC_ERR_SHUTDOWN_INCOMPLETE, and says how many operations are lost where that is known.
 	void final() {
 		const p2p_sync_agent agent = agent_.exchange(0);
 		if (agent != 0) {

@@ -430,7 +430,9 @@ p2p_sync_code p2p_sync_start(const struct p2p_sync_options *options,
 // Calls that wait on other threads are let go with UNKNOWN or SHUT_DOWN. May be called twice: the second call does
 // nothing. Any thread, also at exit; not from a callback.
 //
-// SHUTDOWN_INCOMPLETE when threads hang on a disk that does not answer; they end with it. BAD_HANDLE.
+// SHUTDOWN_INCOMPLETE when not all that was taken was kept: no disk took it, or the standalone agent did not, and it is
+// lost; the sentence says how many operations. Also when threads hang on a disk that does not answer: they end with it,
+// or with the process. The agent has ended all the same. BAD_HANDLE.
 p2p_sync_code p2p_sync_shutdown(p2p_sync_agent agent,
                                 uint32_t timeout_ms);
 

@@ -1,7 +1,10 @@
 //! The agent: lanes, outbox and link put together.
 
 mod cache;
+mod ending;
 mod serving;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use serving::Made;
 
@@ -12,7 +15,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -41,10 +43,10 @@ use crate::{
     watch::Watch,
 };
 
+use ending::Writing;
+
 /// For the thread that holds the outbox to answer a question about it.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a shutdown looks whether the outbox is written.
-const SPOOLER_LOOK: Duration = Duration::from_millis(1);
 /// For messages on their way, at shutdown; what is not answered by then is sent again at the next start.
 const LINK_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -53,7 +55,7 @@ pub struct Agent {
     shared: Arc<Shared>,
     /// Taken at shutdown; held for a moment by whoever asks the hub something.
     runtime: Mutex<Option<Runtime>>,
-    spooler: Mutex<Option<JoinHandle<()>>>,
+    writing: Writing,
     puller: Arc<Puller>,
     questions: Arc<Questions>,
     subscriptions: Arc<Subscriptions>,
@@ -185,7 +187,7 @@ impl Agent {
             subscriptions: Arc::new(Subscriptions::new(&shared.config, puller.clone())),
             shared,
             runtime: Mutex::new(Some(runtime)),
-            spooler: Mutex::new(Some(spooler)),
+            writing: Writing::by(spooler),
             puller,
         })
     }
@@ -441,12 +443,15 @@ impl Agent {
 
     /// Takes nothing more, lets the link end, writes what is left to disk, and ends every thread. What is not settled
     /// stays in the outbox. May be called twice.
-    pub fn shutdown(&self) {
-        self.shutdown_within(Duration::MAX);
+    ///
+    /// `SHUTDOWN_INCOMPLETE` where no disk took what was left; the sentence has the number of operations that are lost.
+    pub fn shutdown(&self) -> Result<(), Problem> {
+        self.shutdown_within(Duration::MAX)
     }
 
-    /// As [`Self::shutdown`], and does not wait longer for a disk that hangs; gives whether every thread has ended.
-    pub fn shutdown_within(&self, timeout: Duration) -> bool {
+    /// As [`Self::shutdown`], and does not wait longer for a disk that hangs: `SHUTDOWN_INCOMPLETE` then as well, and
+    /// dropping the agent waits no longer either.
+    pub fn shutdown_within(&self, timeout: Duration) -> Result<(), Problem> {
         let began = Instant::now();
         let shared = &self.shared;
         shared.lanes.close();
@@ -458,7 +463,11 @@ impl Agent {
             let link_timeout = LINK_SHUTDOWN.min(timeout);
             // On a thread of its own, for a caller may be inside a runtime, where none may be waited for.
             match threads::spawn("p2p-shutdown", move || runtime.shutdown_timeout(link_timeout)) {
-                Ok(ending) => log_panic(&ending.join(), "link"),
+                Ok(ending) => {
+                    if ending.join().is_err() {
+                        tracing::error!("a thread of the link had panicked");
+                    }
+                }
                 Err(error) => tracing::error!(%error, "no thread could be started to end the link"),
             }
             let lost = shared.near_cache().waiting();
@@ -472,24 +481,23 @@ impl Agent {
         // The link's last answers are settled: they go to disk with the rest.
         shared.finishing.store(true, Ordering::SeqCst);
         shared.alarm.ring();
-        let mut spooler = self.spooler.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(running) = spooler.take_if(|running| running.is_finished() || began.elapsed() < timeout) {
-            if running.is_finished() {
-                log_panic(&running.join(), "spooler");
-            } else {
-                *spooler = Some(running);
-                std::thread::sleep(SPOOLER_LOOK);
-            }
-        }
+        let ended = self.writing.end(began, timeout);
         shared.results.close();
         shared.events.close();
-        spooler.is_none()
+        ended
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        self.shutdown();
+        // Who shut it down has said how long to wait, and was told how that ended.
+        let timeout = if self.shared.is_stopping() {
+            Duration::ZERO
+        } else {
+            Duration::MAX
+        };
+        // Logged where something is lost.
+        let _ = self.shutdown_within(timeout);
     }
 }
 
@@ -514,10 +522,4 @@ pub(crate) fn get_by(
 
 fn shut_down() -> Problem {
     Problem::new(Code::ShutDown, "the agent has shut down")
-}
-
-fn log_panic(ended: &std::thread::Result<()>, thread: &str) {
-    if ended.is_err() {
-        tracing::error!(thread, "a thread of the agent had panicked");
-    }
 }

@@ -385,7 +385,7 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     let by_input = wait_for_end(run.stdin, input_ended)?;
     let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
     local_api::close(&socket);
-    agent.shutdown();
+    agent.shutdown()?;
     Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

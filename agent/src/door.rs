@@ -103,8 +103,8 @@ impl Door {
         through!(self, flush(timeout))
     }
 
-    /// Gives whether all threads ended in time.
-    pub(crate) fn shutdown(&self, timeout: Duration) -> bool {
+    /// `SHUTDOWN_INCOMPLETE` where not all threads ended in time, or operations are lost.
+    pub(crate) fn shutdown(&self, timeout: Duration) -> Result<(), Problem> {
         through!(self, shutdown_within(timeout))
     }
 }

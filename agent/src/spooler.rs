@@ -101,8 +101,8 @@ impl Spooler {
         }
     }
 
-    /// Runs until the agent stops, and then until what was taken is on disk.
-    pub(crate) fn run(mut self) {
+    /// Runs until the agent stops, and then until what was taken is on disk; gives how many operations no disk took.
+    pub(crate) fn run(mut self) -> usize {
         self.shared.alarm.wakes_this_thread();
         loop {
             let stopping = self.shared.is_stopping();
@@ -125,8 +125,8 @@ impl Spooler {
         self.spool.is_empty() || self.shared.is_disk_full()
     }
 
-    /// What no disk took by the end is lost with this process; nobody is left to tell but the log.
-    fn tell_of_loss(&self) {
+    /// What no disk took by the end is lost with this process.
+    fn tell_of_loss(&self) -> usize {
         // An attached program keeps its own until they are on disk.
         let elsewhere = self.shared.clients.waiting_ops().saturating_sub(self.held.len());
         let operations = self.spool.len().saturating_sub(elsewhere) + self.shared.pending().unspooled().len();
@@ -136,6 +136,7 @@ impl Spooler {
                 "the disk takes nothing: these operations were in memory alone and are lost"
             );
         }
+        operations
     }
 
     fn rest(&self) {

@@ -136,7 +136,10 @@ private:
 	}
 
 	Answer final(const Fields&) {
-		return Answer().number("us", microseconds([this] { sync_.final(); })).truth("logged_elsewhere", logged_elsewhere_);
+		Answer told;
+		told.number("us", microseconds([this] { sync_.final(); })).truth("logged_elsewhere", logged_elsewhere_);
+		const rathena::SyncError error = rathena::P2PDataSync::lastError();
+		return told.number("code", error.code).text("message", error.message);
 	}
 
 	Answer put(const Fields& fields) {

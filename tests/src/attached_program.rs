@@ -45,8 +45,13 @@ pub(crate) fn run(config: &Path) -> ExitCode {
         answer["tag"] = request.tag;
         say(&answer);
     }
-    attached.shutdown();
-    ExitCode::SUCCESS
+    match attached.shutdown() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn answer(attached: &Attached, request: &Request) -> Result<Value, Problem> {

@@ -109,7 +109,9 @@ fn measure(options: &Options, database: &Database, folder: &Path, runtime: &toki
     let happenings = recording::with_synthetic_share();
     let fed = feed::feed(options, &agent, &happenings, &ledger);
     let flushed = agent.flush(FLUSH_TIMEOUT);
-    agent.shutdown();
+    if let Err(problem) = agent.shutdown() {
+        eprintln!("load: {problem}");
+    }
     hub.stop();
     if !flushed {
         eprintln!("load: the outbox did not drain within {FLUSH_TIMEOUT:?}");

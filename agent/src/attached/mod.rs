@@ -12,7 +12,7 @@ use std::{
     net::Shutdown,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -65,6 +65,8 @@ pub struct Attached {
     /// Taken at shutdown.
     runtime: Mutex<Option<Runtime>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Operations that the agent had not taken at the end.
+    lost: AtomicUsize,
     questions: Arc<Questions>,
     subscriptions: Subscriptions,
 }
@@ -131,6 +133,7 @@ impl Attached {
             inner,
             runtime: Mutex::new(Some(runtime)),
             threads: Mutex::new(vec![connecting, carrying]),
+            lost: AtomicUsize::new(0),
         })
     }
 
@@ -288,14 +291,18 @@ impl Attached {
         let _known = self.inner.changed.wait_timeout_while(known, timeout, is_unknown);
     }
 
-    /// Takes nothing more, waits at most 5 s until the agent has on disk what was taken, and ends every thread. What it
-    /// does not take by then is lost with this program, and logged. May be called twice.
-    pub fn shutdown(&self) {
-        self.shutdown_within(Duration::MAX);
+    /// Takes nothing more, waits at most 5 s until the agent has on disk what was taken, and ends every thread. May be
+    /// called twice.
+    ///
+    /// `SHUTDOWN_INCOMPLETE` where the agent did not say by then that it has everything: the sentence has the number of
+    /// operations, which are lost with this program.
+    pub fn shutdown(&self) -> Result<(), Problem> {
+        self.shutdown_within(Duration::MAX)
     }
 
-    /// As [`Self::shutdown`], and waits at most `timeout` in all; gives whether every thread has ended.
-    pub fn shutdown_within(&self, timeout: Duration) -> bool {
+    /// As [`Self::shutdown`], and waits at most `timeout` in all: `SHUTDOWN_INCOMPLETE` also where a thread has not ended
+    /// by then, and dropping this value waits no longer either.
+    pub fn shutdown_within(&self, timeout: Duration) -> Result<(), Problem> {
         let began = Instant::now();
         let inner = &self.inner;
         inner.queue().close();
@@ -305,7 +312,8 @@ impl Attached {
             inner.alarm.ring();
             let known = lock(&inner.known);
             let is_waiting = |_: &mut Known| inner.queue().len() > 0;
-            let handing_over = SHUTDOWN_TIMEOUT.min(timeout);
+            // The threads are to end in time, too.
+            let handing_over = SHUTDOWN_TIMEOUT.min(timeout.saturating_sub(ASKING_SHUTDOWN));
             drop(inner.changed.wait_timeout_while(known, handing_over, is_waiting));
             inner.ending.store(true, Ordering::SeqCst);
             if let Some(stream) = &*lock(&inner.stream) {
@@ -320,6 +328,7 @@ impl Attached {
                     "the standalone agent did not take these operations: they are lost"
                 );
             }
+            self.lost.store(operations, Ordering::SeqCst);
         }
         let runtime = lock(&self.runtime).take();
         if let Some(runtime) = runtime {
@@ -338,13 +347,27 @@ impl Attached {
         }
         inner.results.close();
         inner.events.close();
-        threads.is_empty()
+        let incomplete = |sentence: String| Err(Problem::new(Code::ShutdownIncomplete, sentence));
+        match self.lost.load(Ordering::SeqCst) {
+            0 if threads.is_empty() => Ok(()),
+            0 => incomplete("what carries questions to the standalone agent did not end in time".to_owned()),
+            lost => incomplete(format!(
+                "the standalone agent did not say in time that it has everything on disk: operations that are lost: {lost};                  see that it runs and that its disk is not full"
+            )),
+        }
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.shutdown();
+        // Who shut it down has said how long to wait, and was told how that ended.
+        let timeout = if self.inner.is_ending() {
+            Duration::ZERO
+        } else {
+            Duration::MAX
+        };
+        // Logged where something is lost.
+        let _ = self.shutdown_within(timeout);
     }
 }
 

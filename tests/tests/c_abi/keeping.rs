@@ -118,6 +118,18 @@ fn invariant_07_an_orderly_end_with_the_hub_down_keeps_all_that_was_taken() {
 }
 
 #[test]
+fn invariant_07_an_end_that_cannot_keep_what_was_taken_says_how_much() {
+    let world = World::not_started();
+    let mut puppet = Puppet::new(&world, "agent_socket = nobody.sock\n");
+    let (ids, _) = puppet.put_many(3, SyncDataType::ChatMessage, CHAT);
+    assert_eq!(ids.len(), 3);
+    let answer = puppet.tell(&["final"]);
+    assert_eq!(answer["code"], Code::ShutdownIncomplete as i32, "{answer}");
+    let sentence = answer["message"].as_str().expect("a text");
+    assert!(sentence.contains("lost: 3;"), "{sentence}");
+}
+
+#[test]
 fn invariant_07_an_operation_that_the_hub_refuses_is_told_with_its_reason_and_readable_there() {
     let world = World::new();
     let mut puppet = Puppet::new(&world, "");

@@ -398,5 +398,5 @@ fn an_attached_program_groups_asks_follows_and_caches_through_the_agent() {
     assert!(!attached.cache_exists("online", PATIENCE).expect("answered"));
     let counters = attached.status().counters;
     assert_eq!((counters.taken, counters.applied, counters.refused), (1, 1, 0));
-    assert!(attached.shutdown_within(Duration::from_secs(10)));
+    attached.shutdown_within(Duration::from_secs(10)).expect("all is kept");
 }

@@ -256,7 +256,7 @@ fn shut_down_with_questions(world: &World, black_hole: &FaultyLink) -> Duration 
     let refused = agent.ask(read(SyncDataType::MapState, ""), true).expect_err("too many");
     assert_eq!(refused.code, Code::QueueFull);
     let begun = Instant::now();
-    agent.shutdown();
+    agent.shutdown().expect("nothing is lost");
     let took = begun.elapsed();
     for id in &asked {
         let code = agent.wait(*id, None).problem.map(|problem| problem.code);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use p2p_sync_agent::{Agent, Config, OperationState};
-use p2p_sync_proto::{Code, v1::operation::Payload};
+use p2p_sync_proto::{Code, Problem, v1::operation::Payload};
 use uuid::Uuid;
 
 use crate::world::{PATIENCE, World, chat, drop_of, run, until};
@@ -151,16 +151,15 @@ fn invariant_07_shutting_down_on_a_full_disk_ends_and_keeps_what_was_spooled() {
     let agent = Agent::start(config.clone()).expect("starts");
     let (accepted, _) = submit_until(&agent, |_| agent.status().outbox_full);
     // More than memory has room for: they wait in the lane.
-    for number in 0..200 {
-        let _ = agent.submit(&drop_of(&format!(r#"{{"drop_id":{number}}}"#)));
-    }
+    let drops = (0..200).filter_map(|number| agent.submit(&drop_of(&format!(r#"{{"drop_id":{number}}}"#))).ok());
+    let taken: Vec<Uuid> = accepted.iter().copied().chain(drops).collect();
     let spooled: Vec<Uuid> = accepted
         .into_iter()
         .filter(|id| agent.result(*id).state == OperationState::Spooled)
         .collect();
     assert!(!spooled.is_empty());
     let begun = Instant::now();
-    agent.shutdown();
+    let lost = agent.shutdown().err().map_or(0, |problem| lost_as_told(&problem));
     assert!(
         begun.elapsed() < PATIENCE / 2,
         "shutting down took {:?}",
@@ -171,6 +170,16 @@ fn invariant_07_shutting_down_on_a_full_disk_ends_and_keeps_what_was_spooled() {
     assert!(agent.flush(PATIENCE), "it drains: {:?}", agent.status());
     let held = world.held();
     assert!(spooled.iter().all(|id| held.logged.get(id) == Some(&1)));
+    let missing = taken.iter().filter(|id| !held.logged.contains_key(*id)).count();
+    assert_eq!(missing, lost, "of {} taken are missing and told as lost", taken.len());
+}
+
+/// How many operations a shutdown says it could not keep.
+fn lost_as_told(problem: &Problem) -> usize {
+    assert_eq!(problem.code, Code::ShutdownIncomplete, "{problem}");
+    let told = problem.sentence.split("lost: ").nth(1).expect("says how many");
+    let digits: String = told.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
 }
 
 #[test]
@@ -233,7 +242,7 @@ fn invariant_07_shutting_down_in_mid_stream_loses_nothing() {
                     .expect("there is room"),
             );
         }
-        agent.shutdown();
+        agent.shutdown().expect("nothing is lost");
         let refused = agent
             .submit(&chat(r#"{"char_id":1}"#))
             .expect_err("it takes nothing more");
