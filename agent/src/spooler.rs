@@ -105,9 +105,10 @@ impl Spooler {
     pub(crate) fn run(mut self) -> usize {
         self.shared.alarm.wakes_this_thread();
         loop {
-            let stopping = self.shared.is_stopping();
+            // Not before the link has ended: what it settles last, and what our own bounds kept in memory, is written then.
+            let finishing = self.shared.is_finishing();
             let worked = self.round();
-            if stopping && self.is_done() {
+            if finishing && self.is_done() {
                 self.round();
                 if self.is_done() {
                     return self.tell_of_loss();

@@ -1,6 +1,9 @@
 use std::sync::mpsc;
 
-use p2p_sync_proto::keys::{KeyId, MasterKey};
+use p2p_sync_proto::{
+    keys::{KeyId, MasterKey},
+    v1::SyncDataType,
+};
 
 use super::*;
 
@@ -17,6 +20,19 @@ fn config(folder: &std::path::Path) -> Config {
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder can be made")
+}
+
+fn submission<'a>(data_type: SyncDataType, payload: &'a str) -> Submission<'a> {
+    Submission {
+        data_type,
+        map: "prontera",
+        account_id: 0,
+        entity: None,
+        char_id: None,
+        payload: Some(payload),
+        priority: crate::Priority::ByType,
+        notify: false,
+    }
 }
 
 /// Runs something on another thread and gives what it gave; panics if it takes forever.
@@ -45,4 +61,44 @@ fn invariant_05_a_shutdown_is_bounded_where_the_outbox_hangs_and_so_is_what_foll
     for ended in ended {
         assert_eq!(ended.expect_err("it hangs").code, Code::ShutdownIncomplete);
     }
+}
+
+/// Submits what is kept as `every` until the outbox is at its bound; gives how many were taken.
+fn fill(agent: &Agent) -> u64 {
+    let payload = format!(r#"{{"char_id":1,"text":"{}"}}"#, "x".repeat(4000));
+    let mut taken = 0;
+    let began = Instant::now();
+    while !agent.status().outbox_full {
+        assert!(began.elapsed() < PATIENCE, "it does not fill up");
+        taken += u64::from(agent.submit(&submission(SyncDataType::ChatMessage, &payload)).is_ok());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    taken
+}
+
+#[test]
+fn invariant_07_what_only_memory_had_room_for_at_the_outboxs_own_bound_is_on_disk_after_a_shutdown() {
+    let folder = folder();
+    let config = Config {
+        outbox_bytes_max: 64 * 1024,
+        ..config(folder.path())
+    };
+    let agent = Agent::start(config.clone()).expect("starts");
+    let mut taken = fill(&agent);
+    let on_disk = agent.status().outbox_operations;
+    for number in 0..100 {
+        let payload = format!(r#"{{"drop_id":{number}}}"#);
+        agent
+            .submit(&submission(SyncDataType::ItemDrop, &payload))
+            .expect("memory has room for it");
+        taken += 1;
+    }
+    // As a link does that takes a moment to end.
+    agent.shared.stopping.store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(agent.status().outbox_operations, on_disk, "the bound still holds");
+    agent.shutdown().expect("the disk has room");
+    drop(agent);
+    let agent = Agent::start(config).expect("starts again");
+    assert_eq!(agent.status().outbox_operations, taken);
 }
