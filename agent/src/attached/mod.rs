@@ -352,7 +352,8 @@ impl Attached {
             0 if threads.is_empty() => Ok(()),
             0 => incomplete("what carries questions to the standalone agent did not end in time".to_owned()),
             lost => incomplete(format!(
-                "the standalone agent did not say in time that it has everything on disk: operations that are lost: {lost};                  see that it runs and that its disk is not full"
+                "the standalone agent did not say in time that it has everything on disk: operations that are lost: {lost}; \
+                 see that it runs and that its disk is not full"
             )),
         }
     }
