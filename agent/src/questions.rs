@@ -1,8 +1,8 @@
 //! Questions to the hub that nobody waits for: asked in the background, bounded, their answers kept as results.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -190,6 +190,7 @@ pub(crate) struct Questions {
     asker: Arc<dyn Asker>,
     puller: Arc<Puller>,
     places: Arc<Semaphore>,
+    unanswered: Mutex<HashSet<Uuid>>,
     kept: Mutex<Kept>,
 }
 
@@ -199,6 +200,7 @@ impl Questions {
             asker,
             puller,
             places: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+            unanswered: Mutex::default(),
             kept: Mutex::default(),
         })
     }
@@ -220,6 +222,7 @@ impl Questions {
         }
         let id = ids::new_id();
         asker.results().accept_question(id, notify);
+        self.unanswered().insert(id);
         let unanswered = Unanswered {
             questions: self.clone(),
             id,
@@ -230,13 +233,24 @@ impl Questions {
         Ok(id)
     }
 
-    /// Takes no more questions; those that are not answered are so because the agent shuts down, whatever else ends with
-    /// it first.
+    /// Takes no more questions, and settles those that are not answered: the agent shuts down, whatever becomes of the
+    /// tasks that ask.
     pub(crate) fn close(&self) {
         self.places.close();
+        let unanswered: Vec<Uuid> = self.unanswered().iter().copied().collect();
+        for id in unanswered {
+            self.settle(id, &Settled::rejected(shut_down()));
+        }
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn settle(&self, id: Uuid, settled: &Settled) {
+        if !self.unanswered().remove(&id) {
+            return;
+        }
         let bytes = settled.data.as_ref().map_or(0, |data| data.len());
         self.asker.results().answer_question(id, settled);
         let too_many = self.kept.lock().unwrap_or_else(PoisonError::into_inner).add(id, bytes);
@@ -264,7 +278,7 @@ impl Unanswered {
                 data: Some(data.into()),
                 ..Settled::plain(OperationState::Applied)
             },
-            // A connection that ends with the runtime may tell its callers so before their tasks are ended.
+            // Asked just before. A connection that ends with the runtime may tell its callers before their tasks are ended.
             Err(_) if self.questions.places.is_closed() => return,
             Err(problem) => Settled::rejected(problem),
         });
@@ -339,7 +353,7 @@ mod tests {
     #[test]
     fn a_connection_that_breaks_because_the_agent_ends_is_told_as_its_end() {
         let events = Arc::new(Events::new());
-        let asker = Arc::new(Nobody {
+        let nobody = Arc::new(Nobody {
             results: Results::new(Duration::from_mins(1), None, None, events.clone()),
             events,
         });
@@ -349,11 +363,11 @@ mod tests {
             let _ = broken.lock().expect("one asks at a time").recv();
             Err(Problem::new(Code::HubUnavailable, "the connection is closed"))
         };
-        let questions = Questions::new(asker.clone(), Arc::new(Puller::through_agent(Arc::new(ask))));
+        let questions = Questions::new(nobody.clone(), Arc::new(Puller::through_agent(Arc::new(ask))));
         let runtime = tokio::runtime::Runtime::new().expect("can be made");
         let question = || Question::CacheGet { key: "key".to_owned() };
         let code_of = |id| {
-            let settled = asker.results.wait(id, Some(Duration::from_mins(1)));
+            let settled = nobody.results.wait(id, Some(Duration::from_mins(1)));
             settled.problem.map(|problem| problem.code)
         };
         let before = questions.ask(runtime.handle(), question(), false).expect("room");
@@ -362,8 +376,11 @@ mod tests {
 
         let asked = questions.ask(runtime.handle(), question(), false).expect("room");
         questions.close();
+        assert_eq!(code_of(asked), Some(Code::ShutDown), "before its task has ended");
         breaks.send(()).expect("it is asked");
+        drop(runtime);
         assert_eq!(code_of(asked), Some(Code::ShutDown));
+        let runtime = tokio::runtime::Runtime::new().expect("can be made");
         let refused = questions.ask(runtime.handle(), question(), false).expect_err("over");
         assert_eq!(refused.code, Code::ShutDown);
     }
