@@ -529,8 +529,8 @@ p2p_sync_code p2p_sync_subscribe(p2p_sync_agent agent,
 p2p_sync_code p2p_sync_unsubscribe(p2p_sync_agent agent, uint64_t subscription);
 
 // Runs `callback` on this thread for each event that waits, at most `events_max` (0: 65536), oldest first,
-// and tells the log lines that wait. Never waits for disk or network. From one thread at a time, or events of a stream
-// may be told out of order.
+// and tells the log lines that wait, at most 64 a call. Never waits for disk or network. From one thread at a time, or
+// events of a stream may be told out of order.
 //
 // `events`, if not null, is given how many were told. With a null `callback` events are left where they are.
 p2p_sync_code p2p_sync_process(p2p_sync_agent agent,
@@ -542,7 +542,8 @@ p2p_sync_code p2p_sync_process(p2p_sync_agent agent,
 // Takes the oldest event; kind NONE when nothing waits. Any thread; never waits.
 //
 // Its texts are copied into `buffer`, NUL-terminated, and `event` points into it. `size`, if not null, is given the
-// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told before.
+// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told to the agent's logger on
+// the way, at most 64 a call.
 p2p_sync_code p2p_sync_next_event(p2p_sync_agent agent,
                                   struct p2p_sync_event *event,
                                   char *buffer,

@@ -346,6 +346,11 @@ impl Agent {
         events::next_of(&self.shared.events, fits)
     }
 
+    /// As [`Self::next_event`], but for lines of the log: those are taken by whoever has a logger.
+    pub(crate) fn next_own_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
+        self.shared.events.next(fits)
+    }
+
     /// Waits until there is an event other than a line of the log, the time is over or the agent is shut down; gives
     /// whether there is one.
     pub fn wait_for_event(&self, timeout: Duration) -> bool {

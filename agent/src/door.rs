@@ -66,8 +66,8 @@ impl Door {
         through!(self, unsubscribe(subscription))
     }
 
-    pub(crate) fn next_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
-        through!(self, next_event(fits))
+    pub(crate) fn next_own_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
+        through!(self, next_own_event(fits))
     }
 
     pub(crate) fn cache_set(&self, key: &str, value: &str, expiry_seconds: u32) -> Result<(), Problem> {

@@ -25,7 +25,7 @@ use tracing_subscriber::{
 use crate::events::{AgentEvent, stamp};
 
 /// Lines not taken yet.
-const LINES_MAX: usize = 1024;
+pub(crate) const LINES_MAX: usize = 1024;
 /// Of one line; the rest of it is cut off.
 const LINE_BYTES_MAX: usize = 2048;
 /// Of other crates only what somebody has to look at is told.

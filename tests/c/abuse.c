@@ -67,14 +67,36 @@ static const char *path_of(int number, const char *kind) {
 	return path;
 }
 
-p2p_sync_code start_agent(int number, p2p_sync_agent *agent) {
+// Writes the file of an agent's number, with further lines, and gives its path.
+static const char *configuration(int number, const char *kind, const char *more) {
 	char config[4096];
 	snprintf(config, sizeof(config),
 		"main_server_endpoint = %s\nencryption_key = %s\noutbox_path = %d.outbox\n"
-		"critical_timeout_ms = 50\nretry_delay_max_ms = 500\n",
-		endpoint, credential, number);
-	write_file(path_of(number, "conf"), config);
-	return start_from(path_of(number, "conf"), agent);
+		"critical_timeout_ms = 50\nretry_delay_max_ms = 500\n%s",
+		endpoint, credential, number, more);
+	write_file(path_of(number, kind), config);
+	return path_of(number, kind);
+}
+
+p2p_sync_code start_agent(int number, p2p_sync_agent *agent) {
+	return start_from(configuration(number, "conf", ""), agent);
+}
+
+p2p_sync_code start_warned_agent(int number) {
+	p2p_sync_agent agent = 0;
+	return start_from(configuration(number, "warned.conf", "master_key = none\n"), &agent);
+}
+
+p2p_sync_agent started_logging_agent(int number, p2p_sync_log_callback log, void *context) {
+	p2p_sync_options options;
+	memset(&options, 0, sizeof(options));
+	options.struct_size = sizeof(options);
+	options.config_path = configuration(number, "conf", "");
+	options.log = log;
+	options.log_context = context;
+	p2p_sync_agent agent = 0;
+	GIVES(P2P_SYNC_OK, p2p_sync_start(&options, &agent));
+	return agent;
 }
 
 p2p_sync_agent started_agent(int number) {
@@ -509,6 +531,7 @@ int main(int count, char **arguments) {
 
 	const int is_watched = count == 5;
 	endings(is_watched);
+	lines();
 	// Last: from here on the process has had children.
 	forks(is_watched);
 	if (failures > 0) {

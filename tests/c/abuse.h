@@ -1,4 +1,4 @@
-// What the two halves of the program `abuse` share: checks that tell where they failed, and agents to be abused.
+// What the parts of the program `abuse` share: checks that tell where they failed, and agents to be abused.
 #ifndef ABUSE_H
 #define ABUSE_H
 
@@ -24,6 +24,11 @@ int failures_so_far(void);
 p2p_sync_code start_agent(int number, p2p_sync_agent *agent);
 // The same, which has to succeed.
 p2p_sync_agent started_agent(int number);
+
+// The same, with a logger.
+p2p_sync_agent started_logging_agent(int number, p2p_sync_log_callback log, void *context);
+// The same with a file that a line of the log warns of; gives the code, and names the agent nowhere.
+p2p_sync_code start_warned_agent(int number);
 
 // Calls every export that takes a handle with arguments that are right; each has to give `wanted`.
 void every_call_gives(p2p_sync_code wanted, p2p_sync_agent agent);
@@ -55,5 +60,6 @@ static inline p2p_sync_result empty_result(void) {
 // Under a tool such as valgrind, see the head of abuse.c.
 void endings(int is_watched);
 void forks(int is_watched);
+void lines(void);
 
 #endif

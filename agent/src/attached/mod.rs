@@ -253,6 +253,11 @@ impl Attached {
         events::next_of(&self.inner.events, fits)
     }
 
+    /// As [`crate::Agent::next_own_event`].
+    pub(crate) fn next_own_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
+        self.inner.events.next(fits)
+    }
+
     /// As [`crate::Agent::wait_for_event`].
     pub fn wait_for_event(&self, timeout: Duration) -> bool {
         self.inner.events.wait(timeout)

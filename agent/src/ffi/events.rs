@@ -8,7 +8,7 @@ use super::{
     boundary::guarded,
     code::{self, P2P_SYNC_OK, p2p_sync_code, p2p_sync_event_kind, p2p_sync_state},
     handle::{p2p_sync_agent, running},
-    lifecycle::Running,
+    log::LINES_AT_ONCE_MAX,
     operation::p2p_sync_id,
     text::{Versioned, bad_argument, null_argument, p2p_sync_text, read_struct, struct_size, write_struct},
 };
@@ -129,8 +129,8 @@ pub extern "C" fn p2p_sync_unsubscribe(agent: p2p_sync_agent, subscription: u64)
 }
 
 /// Runs `callback` on this thread for each event that waits, at most `events_max` (0: 65536), oldest first,
-/// and tells the log lines that wait. Never waits for disk or network. From one thread at a time, or events of a stream
-/// may be told out of order.
+/// and tells the log lines that wait, at most 64 a call. Never waits for disk or network. From one thread at a time, or
+/// events of a stream may be told out of order.
 ///
 /// `events`, if not null, is given how many were told. With a null `callback` events are left where they are.
 #[unsafe(no_mangle)]
@@ -143,7 +143,8 @@ pub unsafe extern "C" fn p2p_sync_process(
 ) -> p2p_sync_code {
     guarded(|| {
         let running = running(agent)?;
-        running.log.deliver();
+        let mut lines_left = LINES_AT_ONCE_MAX;
+        running.log.deliver(&mut lines_left);
         let mut told = 0;
         if let Some(callback) = callback {
             let most = if events_max == 0 {
@@ -152,11 +153,12 @@ pub unsafe extern "C" fn p2p_sync_process(
                 events_max
             };
             while told < most
-                && let Some(event) = next(&running)
+                && let Some(event) = running.door.next_own_event(|_| true)
             {
                 told += 1;
                 // SAFETY: the callback may be called by the caller's word; the event outlives the call.
                 unsafe { callback(context, &raw const *Told::new(&event)) };
+                running.log.deliver(&mut lines_left);
             }
         }
         if !events.is_null() {
@@ -170,7 +172,8 @@ pub unsafe extern "C" fn p2p_sync_process(
 /// Takes the oldest event; kind NONE when nothing waits. Any thread; never waits.
 ///
 /// Its texts are copied into `buffer`, NUL-terminated, and `event` points into it. `size`, if not null, is given the
-/// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told before.
+/// bytes they need. BUFFER_TOO_SMALL leaves the event where it is. Log lines that wait are told to the agent's logger on
+/// the way, at most 64 a call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_next_event(
     agent: p2p_sync_agent,
@@ -187,11 +190,8 @@ pub unsafe extern "C" fn p2p_sync_next_event(
         }
         let mut needed = 0;
         let running = running(agent)?;
-        running.log.deliver();
-        let taken = running.door.next_event(|event| {
-            if matches!(event, AgentEvent::Log { .. }) {
-                return false;
-            }
+        running.log.deliver(&mut { LINES_AT_ONCE_MAX });
+        let taken = running.door.next_own_event(|event| {
             let told = Told::new(event);
             needed = told.path.size + told.data.size + 2;
             needed <= capacity
@@ -216,14 +216,6 @@ pub unsafe extern "C" fn p2p_sync_next_event(
             write_struct(&*told, event, "event")
         }
     })
-}
-
-/// The oldest event that waits, log lines told on the way.
-fn next(running: &Running) -> Option<AgentEvent> {
-    running.log.deliver();
-    running
-        .door
-        .next_event(|event| !matches!(event, AgentEvent::Log { .. }))
 }
 
 const EMPTY: p2p_sync_event = p2p_sync_event {

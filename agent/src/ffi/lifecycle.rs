@@ -119,7 +119,7 @@ pub unsafe extern "C" fn p2p_sync_start(options: *const p2p_sync_options, agent:
                 log: sink,
             })
         });
-        sink.deliver();
+        sink.deliver_all();
         let handle = started?;
         // SAFETY: not null, and the caller's to be written.
         unsafe { agent.write_unaligned(handle) };
@@ -145,7 +145,7 @@ pub extern "C" fn p2p_sync_shutdown(agent: p2p_sync_agent, timeout_ms: u32) -> p
         };
         let timeout_ms = if timeout_ms == 0 { 5000 } else { timeout_ms };
         let ended = running.door.shutdown(Duration::from_millis(timeout_ms.into()));
-        running.log.deliver();
+        running.log.deliver_all();
         ended
     })
 }

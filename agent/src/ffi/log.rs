@@ -8,6 +8,9 @@ use crate::{AgentEvent, log_queue};
 /// Told of one log line; `message` is UTF-8, NUL-terminated, and valid during the call. Must not unwind or jump out.
 pub type p2p_sync_log_callback = Option<unsafe extern "C" fn(context: *mut c_void, level: i32, message: *const c_char)>;
 
+/// Told by one call of a game loop: a console is slow, and who makes lines by being told of them is let go all the same.
+pub(super) const LINES_AT_ONCE_MAX: usize = 64;
+
 /// Where an agent's log lines go.
 #[derive(Clone, Copy)]
 pub(super) struct Sink {
@@ -29,10 +32,18 @@ impl Sink {
         Self { callback, context }
     }
 
-    /// Tells the lines that wait.
-    pub(super) fn deliver(&self) {
+    /// Tells what waits when an agent begins or ends: all of it, for there may be no later call.
+    pub(super) fn deliver_all(&self) {
+        self.deliver(&mut { log_queue::LINES_MAX + 1 });
+    }
+
+    /// Tells the lines that wait, at most so many as are `left`, and takes them off it; the rest comes with the next call.
+    pub(super) fn deliver(&self, left: &mut usize) {
         let Some(callback) = self.callback else { return };
-        while let Some(AgentEvent::Log { level, message }) = log_queue::next(|_| true) {
+        while *left > 0
+            && let Some(AgentEvent::Log { level, message }) = log_queue::next(|_| true)
+        {
+            *left -= 1;
             let level = match level {
                 tracing::Level::ERROR => p2p_sync_level::P2P_SYNC_LEVEL_ERROR,
                 tracing::Level::WARN => p2p_sync_level::P2P_SYNC_LEVEL_WARNING,

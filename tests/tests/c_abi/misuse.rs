@@ -34,7 +34,8 @@ fn stress() -> std::path::PathBuf {
 
 #[test]
 fn every_misuse_has_a_code_and_none_crashes() {
-    let (abuse, folder) = (c_program("abuse", &["abuse.c", "endings.c"], Link::Shared), folder());
+    let sources = ["abuse.c", "endings.c", "lines.c"];
+    let (abuse, folder) = (c_program("abuse", &sources, Link::Shared), folder());
     run_to_end(&abuse, &[&folder.path().display().to_string(), NOWHERE, &credential()]);
 }
 
