@@ -171,14 +171,15 @@ impl Agent {
             dead_letter_requests: crossbeam_channel::bounded(4),
             config,
         });
-        let spooler = Spooler::new(shared.clone(), exits.spool, outbox);
-        let spooler = threads::spawn("p2p-spooler", move || spooler.run())
-            .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))?;
         let runtime = link::runtime(shared.config.worker_threads)?;
         let puller = {
             let _inside = runtime.enter();
             Arc::new(Puller::new(&shared.config, shared.incarnation)?)
         };
+        // Last of what can fail: it holds the outbox until it is told to end.
+        let spooler = Spooler::new(shared.clone(), exits.spool, outbox);
+        let spooler = threads::spawn("p2p-spooler", move || spooler.run())
+            .map_err(|error| Problem::new(Code::Internal, format!("no thread could be started: {error}")))?;
         if shared.config.enabled {
             link::start(&shared, &puller, &runtime);
         }

@@ -6,12 +6,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { AGENTS_MAX = 8, CALLERS = 8, CALLS_BEFORE_THE_END = 200, ENDED_UNDER_LOAD = 5 };
+enum { AGENTS_MAX = 8, CALLERS = 8, CALLS_BEFORE_THE_END = 200, ENDED_UNDER_LOAD = 5, DESCRIPTORS_MAX = 64 };
 // What was taken is written to disk first, which takes its time where each instruction is looked at.
 enum { PATIENCE_MS = 60000 };
 
@@ -182,11 +183,34 @@ static void agent_threads_block_every_signal(void) {
 	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, PATIENCE_MS));
 }
 
+// Whatever it is that a start fails for want of a descriptor: the next one finds the outbox free.
+static void a_start_that_fails_leaves_the_outbox_free(void) {
+	struct rlimit before, few;
+	HOLDS(getrlimit(RLIMIT_NOFILE, &before) == 0);
+	const int next = dup(STDIN_FILENO);
+	close(next);
+	p2p_sync_agent agent = 0;
+	p2p_sync_code code = P2P_SYNC_ERR_INTERNAL;
+	int starts = 0;
+	// One is needed to write the configuration.
+	for (few = before; code != P2P_SYNC_OK && starts < DESCRIPTORS_MAX; ++starts) {
+		few.rlim_cur = (rlim_t)(next + 1 + starts);
+		HOLDS(setrlimit(RLIMIT_NOFILE, &few) == 0);
+		code = start_agent(1, &agent);
+		HOLDS(setrlimit(RLIMIT_NOFILE, &before) == 0);
+		HOLDS(code != P2P_SYNC_ERR_DATA_DIRECTORY_IN_USE);
+	}
+	GIVES(P2P_SYNC_OK, code);
+	HOLDS(starts > 2);
+	GIVES(P2P_SYNC_OK, p2p_sync_shutdown(agent, PATIENCE_MS));
+}
+
 void endings(int is_watched) {
 	what_one_thread_starts_another_uses_and_ends();
 	eight_agents_run_at_once_and_a_ninth_is_refused();
 	if (!is_watched) {
 		agent_threads_block_every_signal();
+		a_start_that_fails_leaves_the_outbox_free();
 	}
 	an_agent_ends_while_many_threads_call_it();
 }

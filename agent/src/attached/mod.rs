@@ -116,25 +116,24 @@ impl Attached {
         });
         let no_thread = |error| Problem::new(Code::Internal, format!("no thread could be started: {error}"));
         let runtime = link::runtime(1)?;
-        let connecting = {
-            let inner = inner.clone();
-            threads::spawn("p2p-attached", move || connection::run(&inner)).map_err(no_thread)?
-        };
-        let carrying = {
-            let inner = inner.clone();
-            threads::spawn("p2p-errands", move || errands::run(&inner, &to_carry)).map_err(no_thread)?
-        };
         let asking = inner.clone();
         let ask = move |request: &v1::PullRequest, timeout| asking.pull(request, timeout, timeout);
         let puller = Arc::new(Puller::through_agent(Arc::new(ask)));
-        Ok(Self {
+        // Before the threads: where the second one cannot be started, dropping this ends the first.
+        let attached = Self {
             questions: Questions::new(inner.clone(), puller.clone()),
             subscriptions: Subscriptions::new(&inner.config, puller),
-            inner,
+            inner: inner.clone(),
             runtime: Mutex::new(Some(runtime)),
-            threads: Mutex::new(vec![connecting, carrying]),
+            threads: Mutex::default(),
             lost: AtomicUsize::new(0),
-        })
+        };
+        let connecting = inner.clone();
+        let connecting = threads::spawn("p2p-attached", move || connection::run(&connecting)).map_err(no_thread)?;
+        lock(&attached.threads).push(connecting);
+        let carrying = threads::spawn("p2p-errands", move || errands::run(&inner, &to_carry)).map_err(no_thread)?;
+        lock(&attached.threads).push(carrying);
+        Ok(attached)
     }
 
     /// Takes an operation and gives its id. Never waits for disk, network or the agent; refuses as [`crate::Agent::submit`]
