@@ -376,7 +376,7 @@ impl Agent {
         self.shared.config.enabled.then_some(()).ok_or_else(off)
     }
 
-    /// Waits until everything taken is settled, or the time is over; gives whether it is.
+    /// Waits until everything taken is settled, the time is over or the agent is shut down; gives whether it is.
     pub fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         self.shared.flushing.store(true, Ordering::Relaxed);
@@ -389,7 +389,7 @@ impl Agent {
             if self.shared.is_drained() {
                 break true;
             }
-            if left.is_zero() {
+            if left.is_zero() || self.shared.is_stopping() {
                 break false;
             }
             // The outbox is reported every few milliseconds; a wait that misses one is not long.

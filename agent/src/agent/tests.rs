@@ -8,7 +8,7 @@ use p2p_sync_proto::{
 use super::*;
 
 /// For what happens soon, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Settings with an outbox in a folder and nobody where the hub should be.
 fn config(folder: &std::path::Path) -> Config {
@@ -22,7 +22,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder can be made")
 }
 
-fn submission<'a>(data_type: SyncDataType, payload: &'a str) -> Submission<'a> {
+fn submission(data_type: SyncDataType, payload: &str) -> Submission<'_> {
     Submission {
         data_type,
         map: "prontera",
@@ -101,4 +101,24 @@ fn invariant_07_what_only_memory_had_room_for_at_the_outboxs_own_bound_is_on_dis
     drop(agent);
     let agent = Agent::start(config).expect("starts again");
     assert_eq!(agent.status().outbox_operations, taken);
+}
+
+#[test]
+fn who_waits_for_a_flush_is_let_go_by_a_shutdown() {
+    let folder = folder();
+    let agent = Arc::new(Agent::start(config(folder.path())).expect("starts"));
+    let payload = r#"{"char_id":1,"text":"nobody takes it"}"#;
+    agent
+        .submit(&submission(SyncDataType::ChatMessage, payload))
+        .expect("taken");
+    let flushing = {
+        let agent = agent.clone();
+        std::thread::spawn(move || agent.flush(PATIENCE * 2))
+    };
+    while !agent.shared.flushing.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    agent.shutdown().expect("the disk has room");
+    let flushed = ends("the flush", move || flushing.join().expect("no panic"));
+    assert!(!flushed, "it is on disk, not settled");
 }
