@@ -166,7 +166,9 @@ public:
 	void setEventHandler(EventCallback handler) { on_event_ = std::move(handler); }
 
 	// Starts; false where the configuration has mistakes (all are in lastError()). Waits for the disk, not for the hub.
+	// Does nothing where it runs already.
 	bool init(const std::string& config_path) {
+		const std::lock_guard<std::mutex> starting(starting_mutex_);
 		if (agent_ != 0) {
 			return true;
 		}
@@ -183,11 +185,7 @@ public:
 		if (p2p_sync_start(&options, &started) != P2P_SYNC_OK) {
 			return false;
 		}
-		p2p_sync_agent none = 0;
-		if (!agent_.compare_exchange_strong(none, started)) {
-			// Another thread was first.
-			p2p_sync_shutdown(started, 0);
-		}
+		agent_ = started;
 		return true;
 	}
 
@@ -195,6 +193,7 @@ public:
 	// may be called twice. Where not all was kept (the disk is full or hangs, the standalone agent is not there),
 	// lastError() is P2P_SYNC_ERR_SHUTDOWN_INCOMPLETE, and says how many operations are lost where that is known.
 	void final() {
+		const std::lock_guard<std::mutex> starting(starting_mutex_);
 		const p2p_sync_agent agent = agent_.exchange(0);
 		if (agent != 0) {
 			p2p_sync_shutdown(agent, 0);
@@ -692,6 +691,8 @@ private:
 		}
 	}
 
+	// Held by init() and final(): of two threads that call them at once the second finds what the first has done.
+	std::mutex starting_mutex_;
 	std::atomic<p2p_sync_agent> agent_{0};
 	LogCallback logger_;
 	EventCallback on_event_;

@@ -58,6 +58,25 @@ void live(const std::string& config) {
 	HOLDS(sync.getStatus().empty(), "it has ended");
 }
 
+// Server code on two threads that both think they are first.
+void liveTwice(const std::string& config) {
+	rathena::P2PDataSync sync;
+	std::atomic<unsigned> ready{0}, started{0};
+	const auto start = [&] {
+		++ready;
+		while (ready < 2) {
+		}
+		started += sync.init(config);
+		sync.final();
+	};
+	std::thread first(start), second(start);
+	first.join();
+	second.join();
+	HOLDS(started == 2, "one of two threads that started it was refused: %s",
+		rathena::P2PDataSync::lastError().message.c_str());
+	HOLDS(sync.getStatus().empty(), "it has ended");
+}
+
 // A thread that was joined may still be listed for a moment.
 Held settledTo(const Held& before) {
 	Held after = Held::now();
@@ -76,6 +95,7 @@ void startAndEnd(const std::string& config, unsigned long cycles, bool counts_by
 	const Held own = Held::now();
 	for (unsigned long cycle = 0; cycle < WARM_UP; ++cycle) {
 		live(config);
+		liveTwice(config);
 	}
 	const Held before = settledTo(own);
 	HOLDS(before.threads <= own.threads, "%zu threads run after an end", before.threads);
