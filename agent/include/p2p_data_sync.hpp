@@ -178,8 +178,7 @@ public:
 		if (logger_) {
 			options.log = &P2PDataSync::onLog;
 			options.log_context = this;
-			// Debug lines come where `debug_mode` asks for them.
-			options.log_level = P2P_SYNC_LEVEL_DEBUG;
+			options.log_level = P2P_SYNC_LEVEL_INFO;
 		}
 		p2p_sync_agent started = 0;
 		if (p2p_sync_start(&options, &started) != P2P_SYNC_OK) {

@@ -193,6 +193,11 @@ impl Puppet {
         told
     }
 
+    /// The lines of its log, each behind the number of its level.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.config.with_extension("log")).expect("it has logged")
+    }
+
     /// Known to the hub by it.
     pub(crate) fn host_id(&self) -> Uuid {
         self.host_id

@@ -142,6 +142,10 @@ fn the_link_is_told_when_it_goes_and_when_it_comes() {
     assert!(down["code"].as_i64() > Some(0) && down["message"] != "", "{down}");
     world.hub.start();
     puppet.process_until("the link is up again", event(LINK_UP));
+    let log = puppet.log();
+    assert!(log.contains("the link is down"), "{log}");
+    let details: Vec<&str> = log.lines().filter(|line| line.starts_with("4 ")).collect();
+    assert!(details.is_empty(), "each attempt to connect is told: {details:?}");
 }
 
 #[test]
