@@ -2,10 +2,11 @@
 
 mod check;
 mod drain;
+mod events;
 
 use std::{
     ffi::OsString,
-    io::{BufReader, IsTerminal as _, Write as _, stdin, stdout},
+    io::{BufReader, IsTerminal as _, stdin, stdout},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -16,10 +17,11 @@ use clap::{Args, Parser, Subcommand};
 use p2p_sync_proto::{Code, Problem, policy::parse_type};
 use serde_json::{Value, value::RawValue};
 
+use self::events::{CHANGES_MAX, Events};
 use crate::{
     Agent, Config,
     link::{self, Puller},
-    local_api::{self, Action, Member, READ_TIMEOUT, Request, answer, event_json},
+    local_api::{self, Action, Member, READ_TIMEOUT, Request, answer},
     results::Observer,
     subscriptions::Subscriptions,
     watch::Watch,
@@ -134,7 +136,8 @@ struct Run {
     /// Reads requests from standard input as well; at its end, flushes and stops.
     #[arg(long)]
     stdin: bool,
-    /// Writes each change of an operation's state to standard output, one JSON object a line.
+    /// Writes each change of an operation's state to standard output, one JSON object a line; where a slow reader missed
+    /// some, `{"left_out":…}` says how many.
     #[arg(long)]
     events: bool,
     /// How long to wait for the outbox to drain when standard input ends, in seconds.
@@ -363,12 +366,12 @@ fn watch(config: &Config, request: &Request) -> Result<ExitCode, Problem> {
 fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     let outbox_dir = config.outbox_dir.clone();
     let socket = config.socket_path();
-    let observer: Option<Observer> = run.events.then(|| -> Observer {
-        Arc::new(|event| {
-            // A reader that went away is told nothing more.
-            let _ = writeln!(stdout().lock(), "{}", event_json(event));
-        })
-    });
+    let no_thread = |error| Problem::new(Code::Internal, format!("no thread could be started: {error}"));
+    let events = run.events.then(|| Events::to(stdout(), CHANGES_MAX)).transpose();
+    let events = events.map_err(no_thread)?.map(Arc::new);
+    let observer = events
+        .clone()
+        .map(|events| -> Observer { Arc::new(move |event| events.tell(event)) });
     let agent = Arc::new(Agent::start_serving(config, observer)?);
     local_api::listen(&agent, &socket)?;
     eprintln!("p2p-sync-agent: running, outbox in {}", outbox_dir.display());
@@ -385,7 +388,11 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     let by_input = wait_for_end(run.stdin, input_ended)?;
     let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
     local_api::close(&socket);
-    agent.shutdown()?;
+    let ended = agent.shutdown();
+    if let Some(events) = events {
+        events.end();
+    }
+    ended?;
     Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

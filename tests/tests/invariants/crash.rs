@@ -127,6 +127,13 @@ impl Run {
                 }
                 "SUPERSEDED" => assert_eq!(keep, Keep::Latest, "an `every` operation was conflated: {path}"),
                 "ACCEPTED" if agent_was_killed && !said.spooled => {}
+                // Settled, and killed before that was told.
+                _ if agent_was_killed
+                    && held.logged.get(&operation_id).is_none_or(|&rows| rows == 1)
+                    && said.position.is_some_and(|position| {
+                        held.logged.contains_key(&operation_id)
+                            || keep == Keep::Latest && held.has(operation_id, &path, position)
+                    }) => {}
                 state => panic!("{id} of {path} ended as {state:?}, spooled: {}", said.spooled),
             }
         }
