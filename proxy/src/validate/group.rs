@@ -2,7 +2,7 @@
 
 use p2p_sync_proto::{
     Position, Problem,
-    group::{check_bytes, check_distinct, check_members, refused_member},
+    group::{Glance, check_bytes, check_distinct, check_members, refused_member},
     v1::{self, operation::Payload},
 };
 use prost::{Message, bytes::Bytes};
@@ -22,6 +22,8 @@ impl Check<'_> {
         let Some(Payload::Group(group)) = &op.payload else {
             return Err(bad("a GROUP carries its members"));
         };
+        check_members(group.members.len())?;
+        check_bytes(op.encoded_len())?;
         let frame = v1::Operation {
             operation_id: op.operation_id.clone(),
             version: op.version,
@@ -35,8 +37,6 @@ impl Check<'_> {
                 "a GROUP says its id, version and time, and all else is its members'",
             ));
         }
-        check_members(group.members.len())?;
-        check_bytes(op.encoded_len())?;
         let members: Vec<ValidOp> = (0..)
             .zip(&group.members)
             .map(|(at, bytes)| {
@@ -51,6 +51,9 @@ impl Check<'_> {
     }
 
     fn member(&self, index: u32, group: &v1::Operation, position: Position, bytes: &Bytes) -> Result<ValidOp, Problem> {
+        if Glance::at(bytes).is_some_and(|glance| glance.members > 0) {
+            return Err(bad("a group's members are no groups"));
+        }
         let member = v1::Operation::decode(bytes.clone()).map_err(|_| bad(NOT_CANONICAL))?;
         if !is_canonical(&member, bytes) {
             return Err(bad(NOT_CANONICAL));

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use p2p_sync_proto::{
     Code, Path, Policy, Position, Problem, Scope,
-    group::readable,
+    group::{Glance, check_members, readable},
     ids::read_id,
     json,
     limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
@@ -119,8 +119,17 @@ impl Check<'_> {
         seen: &mut HashSet<Position>,
         ops: &mut Vec<ValidOp>,
     ) -> Result<(), Box<Refused>> {
-        let op = v1::Operation::decode(bytes.clone())
-            .map_err(|_| Box::new(self.refused(index, &v1::Operation::default(), None, bad(NOT_CANONICAL))))?;
+        let none = || Box::new(self.refused(index, &v1::Operation::default(), None, bad(NOT_CANONICAL)));
+        let glance = Glance::at(bytes).ok_or_else(none)?;
+        let members = glance.members;
+        // Of a group with too many members no more is built than is kept of it.
+        let is_crowded = glance.is_crowded();
+        let op = if is_crowded {
+            glance.operation(bytes)
+        } else {
+            v1::Operation::decode(bytes.clone()).ok()
+        };
+        let op = op.ok_or_else(none)?;
         let refused = |position, problem| Box::new(self.refused(index, &op, position, problem));
         let position = self.position(&op).map_err(|problem| refused(None, problem))?;
         if !seen.insert(position) {
@@ -130,7 +139,9 @@ impl Check<'_> {
             ));
         }
         // Another encoding of the same operation would have another hash when it is signed or forwarded.
-        let checked = if !is_canonical(&op, bytes) {
+        let checked = if is_crowded {
+            check_members(members)
+        } else if !is_canonical(&op, bytes) {
             Err(bad(NOT_CANONICAL))
         } else if op.kind() == OperationKind::Group {
             self.group(index, &op, position, ops)

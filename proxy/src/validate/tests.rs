@@ -486,3 +486,53 @@ fn a_group_that_is_none_is_refused() {
         assert!(refused.problem.sentence.contains(sentence), "{}", refused.problem);
     }
 }
+
+/// The most memory this process has had since the count was begun anew, bytes.
+#[cfg(target_os = "linux")]
+fn most_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .expect("and this");
+    let kibibytes = line.split_whitespace().nth(1).expect("a number");
+    kibibytes.parse::<usize>().expect("a number") * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn invariant_12_a_group_of_a_million_empty_members_costs_no_more_than_its_bytes() {
+    const MEMBERS: usize = 1_000_000;
+    let mut op = group_of(&[]).encode_to_vec();
+    let empty_group = op.split_off(op.len() - 3);
+    assert_eq!(empty_group, [0x9a, 1, 0], "the field of the group, and its length");
+    op.extend([0x9a, 1]);
+    prost::encoding::encode_varint(2 * MEMBERS as u64, &mut op);
+    op.extend([10, 0].repeat(MEMBERS));
+    let bytes = Bytes::from(op);
+    let rules = Rules::builtin();
+    let check = Check {
+        rules: &rules,
+        host_id: HOST,
+        incarnation_max: INCARNATION,
+    };
+    // 5: what was most is counted anew.
+    std::fs::write("/proc/self/clear_refs", "5").expect("Linux has it");
+    let before = most_memory();
+    let refused = check.operation(0, &bytes, &mut HashSet::new(), &mut Vec::new());
+    let grown = most_memory() - before;
+    assert!(grown < 8 * 1024 * 1024, "{grown} bytes for a message of 2 MiB");
+    let refused = refused.expect_err("too many members");
+    assert!(
+        refused.problem.sentence.contains("this one 1000000"),
+        "{}",
+        refused.problem
+    );
+    assert_eq!(
+        refused.position.map(|position| position.sequence),
+        Some(5),
+        "it is settled"
+    );
+    let kept: serde_json::Value = serde_json::from_slice(&refused.payload).expect("JSON");
+    assert_eq!(kept.as_array().map(Vec::len), Some(64));
+}
