@@ -59,6 +59,10 @@ const _: () = assert!(
     2 * (PAYLOAD_BYTES_MAX + PATH_BYTES_MAX + 1024) <= GROUP_BYTES_MAX && GROUP_BYTES_MAX <= BATCH_BYTES_MAX,
     "two of the largest operations fit into a group, and the largest group into a batch"
 );
+const _: () = assert!(
+    PATH_BYTES_MAX + MAP_BYTES_MAX + 256 <= 1024,
+    "what an operation has beside its payload is less than is counted for it"
+);
 const _: () = assert!(GROUP_MEMBERS_MAX <= BATCH_OPS_MAX, "a group fits into a batch");
 const _: () = assert!(
     BATCH_BYTES_MAX + GROUP_BYTES_MAX + BATCH_OPS_MAX * 16 + BATCH_WITHDRAWN_MAX * 40 <= MESSAGE_BYTES_MAX,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     json::Facts,
     limits::PAYLOAD_BYTES_MAX,
-    path::{Path, Scope},
+    path::{Path, Scope, check_map},
     reject_code::{Code, Problem},
     v1::{self, SyncDataType, type_policy},
 };
@@ -52,9 +52,13 @@ impl Policy {
     /// The path of an operation of this type.
     ///
     /// `entity` given by the call goes before the one read from the payload; a DELETE without payload has to give what
-    /// the payload would have said (`ENTITY_MISSING`).
+    /// the payload would have said (`ENTITY_MISSING`). A map that is given has to be one also where the owner is none
+    /// (`BAD_MAP`): it travels with the operation.
     pub fn path(&self, place: &Place<'_>, facts: Option<&Facts<'_>>) -> Result<Path, Problem> {
         let member = |key: &Option<String>| key.as_deref().and_then(|key| facts?.member(key));
+        if !place.map.is_empty() {
+            check_map(place.map)?;
+        }
         let scope = match self.owner {
             Owner::Map | Owner::Unspecified => Scope::Map(place.map),
             Owner::Account => Scope::Account(place.account_id),
@@ -294,6 +298,23 @@ mod tests {
             .expect_err("no entity");
         assert_eq!(problem.code, Code::EntityMissing);
         assert!(problem.sentence.contains("\"monster_id\""), "{problem}");
+    }
+
+    #[test]
+    fn invariant_12_a_map_that_is_given_is_checked_whatever_the_owner() {
+        let facts = json::check(r#"{"char_id":1,"id":2,"monster_id":3,"npc_id":4,"drop_id":5,"quest_id":6}"#);
+        let facts = facts.expect("valid");
+        let long = "m".repeat(3 << 20);
+        for data_type in TYPES {
+            let policies = Policies::builtin();
+            let policy = policies.of(data_type);
+            for map in [long.as_str(), "no map", "@char"] {
+                let refused = policy.path(&Place { map, ..place() }, Some(&facts)).expect_err(map);
+                assert_eq!(refused.code, Code::BadMap, "{data_type:?}");
+            }
+            let nowhere = policy.path(&Place { map: "", ..place() }, Some(&facts));
+            assert_eq!(nowhere.is_ok(), policy.owner != Owner::Map, "{data_type:?}");
+        }
     }
 
     #[test]

@@ -142,10 +142,6 @@ impl Inner {
         let critical = check_group(Uuid::nil(), &self.policies.load(), members)?;
         let (operation_id, made_at_ms) = (ids::new_id(), now_ms());
         let line = attach_lines::put_group(members, operation_id, made_at_ms);
-        if line.len() + NUMBER_BYTES > usize::try_from(LINE_BYTES_MAX).unwrap_or(usize::MAX) {
-            let sentence = "the group is too long for a line to the agent: send smaller groups";
-            return Err(Problem::new(Code::TooLarge, sentence));
-        }
         self.queue_line(operation_id, made_at_ms, line, critical, notify)
     }
 
@@ -157,6 +153,10 @@ impl Inner {
         critical: bool,
         notify: bool,
     ) -> Result<Uuid, Problem> {
+        if line.len() + NUMBER_BYTES > usize::try_from(LINE_BYTES_MAX).unwrap_or(usize::MAX) {
+            let sentence = "it is too long for a line to the agent: send less, or smaller groups";
+            return Err(Problem::new(Code::TooLarge, sentence));
+        }
         if notify {
             self.events.reserve_settled()?;
         }

@@ -1,7 +1,8 @@
-use p2p_sync_proto::v1::Operation;
+use p2p_sync_proto::{limits::PAYLOAD_BYTES_MAX, v1::Operation};
 use prost::Message as _;
 
 use super::*;
+use crate::local_api::LINE_BYTES_MAX;
 
 fn lanes(queue_ops_max: usize) -> (Lanes, Exits) {
     Lanes::new(Uuid::nil(), Policies::builtin(), 7, HashMap::new(), queue_ops_max)
@@ -157,4 +158,53 @@ fn a_group_with_one_wrong_member_leaves_no_trace_and_one_critical_member_makes_i
     };
     lanes.take_group(&[chat(), urgent], |_| ()).expect("taken");
     assert_eq!(exits.critical.len(), 1);
+}
+
+/// A text that callers give, of any length and of what JSON writes longest.
+fn any_text(random: &mut fastrand::Rng) -> String {
+    let most = [4, 20, 40, 140, 4000, 300_000, 1 << 20][random.usize(..7)];
+    let piece = ["m", "\u{1}", "\"", "프", "/"][random.usize(..5)];
+    piece.repeat(random.usize(..most) / piece.len())
+}
+
+#[test]
+fn invariant_12_every_operation_that_is_taken_fits_a_message_and_a_line() {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..400 {
+        let (lanes, exits) = lanes(16);
+        let (map, entity) = (any_text(&mut random), any_text(&mut random));
+        let text = serde_json::to_string(&any_text(&mut random)).expect("a text");
+        let payload = format!(r#"{{"char_id":5,"text":{text}}}"#);
+        let submission = Submission {
+            data_type: p2p_sync_proto::policy::TYPES[random.usize(..13)],
+            map: ["", "prontera", &map][random.usize(..3)],
+            account_id: random.u32(..),
+            entity: random.bool().then_some(&entity),
+            char_id: random.bool().then(|| random.u64(..)),
+            payload: random.bool().then_some(&payload),
+            priority: Priority::Critical,
+            notify: false,
+        };
+        if lanes.take(&submission, |_| ()).is_err() {
+            refused += 1;
+            continue;
+        }
+        taken += 1;
+        let bytes = exits.spool.try_recv().expect("queued").bytes.len();
+        assert!(bytes <= PAYLOAD_BYTES_MAX + 1024, "seed {seed}: {bytes} bytes");
+        let mut line = String::new();
+        let put = crate::attach_lines::put(&submission, Uuid::max(), u64::MAX, true);
+        crate::attach_lines::numbered(u64::MAX, &put, &mut line);
+        assert!(
+            line.len() as u64 <= LINE_BYTES_MAX,
+            "seed {seed}: a line of {} bytes",
+            line.len()
+        );
+    }
+    assert!(
+        taken > 20 && refused > 20,
+        "seed {seed}: {taken} taken, {refused} refused"
+    );
 }
