@@ -1,9 +1,12 @@
 //! The cache calls of an attached program.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use p2p_sync_proto::{
-    Problem,
+    Code, Problem,
     cache::{check_channel, check_key, check_own_key, check_value},
 };
 use serde_json::Value;
@@ -32,7 +35,8 @@ impl Attached {
         })
     }
 
-    /// As [`crate::Agent::cache_get`]; waits at most `timeout` for the agent and the hub together.
+    /// As [`crate::Agent::cache_get`]; waits at most `timeout` for the agent and the hub together. After one such wait was
+    /// in vain, and while no agent is there, these calls answer at once until the agent answers again.
     pub fn cache_get(&self, key: &str, timeout: Duration) -> Result<Option<Arc<str>>, Problem> {
         let answer = self.ask_cache(Action::CacheGet, key, timeout)?;
         match &answer["value"] {
@@ -83,12 +87,23 @@ impl Attached {
         if let Some(problem) = lock(&self.inner.known).problem.clone() {
             return Err(problem);
         }
+        let silent = &self.inner.cache_silent;
+        if silent.load(Ordering::Relaxed) {
+            return Err(self.inner.silent());
+        }
         let request = Request {
             action,
             key: key.to_owned(),
             timeout_ms: milliseconds(timeout).max(1),
             ..Request::default()
         };
-        self.inner.errands.ask(request, timeout)
+        let begun = Instant::now();
+        let answer = self.inner.errands.ask(request, timeout);
+        let unavailable = matches!(&answer, Err(problem) if problem.code == Code::HubUnavailable);
+        if unavailable && begun.elapsed() >= timeout {
+            // Whoever carries the errands finds out when the agent answers again.
+            silent.store(true, Ordering::Relaxed);
+        }
+        answer
     }
 }

@@ -25,6 +25,8 @@ use crate::{
 
 /// For the agent to answer the attaching.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
+/// An agent that says nothing for so long hangs: it tells how it is four times a second.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// How often an agent that is not there is looked for.
 const CONNECT_EVERY: Duration = Duration::from_millis(100);
 /// Of operations, written at a time.
@@ -72,10 +74,17 @@ impl<'i> Connection<'i> {
             stream.set_read_timeout(Some(ATTACH_TIMEOUT))?;
             (&*stream).write_all(attach.as_bytes())?;
             let answer = read_line(&mut input)?;
-            stream.set_read_timeout(None)?;
+            stream.set_read_timeout(Some(SILENCE_MAX))?;
             Ok(answer)
         })();
-        let answer = answer.map_err(|error: io::Error| inner.not_there(&error))?;
+        let problem_of = |error: io::Error| {
+            if is_silence(&error) {
+                inner.silent()
+            } else {
+                inner.not_there(&error)
+            }
+        };
+        let answer = answer.map_err(problem_of)?;
         let unknown = inner.attached(answer)?;
         Ok(Self {
             inner,
@@ -110,6 +119,8 @@ impl<'i> Connection<'i> {
                         Err(error) => break error,
                     }
                 };
+                // Whoever writes may wait for an agent that reads nothing.
+                let _ = input.get_ref().0.shutdown(Shutdown::Both);
                 is_broken.store(true, Ordering::SeqCst);
                 inner.alarm.ring();
                 error
@@ -122,6 +133,7 @@ impl<'i> Connection<'i> {
         let written = write(inner, &stream, &mut unknown, &is_broken, &may_ask);
         let _ = stream.shutdown(Shutdown::Both);
         match (written, reader.join()) {
+            (_, Ok(error)) if is_silence(&error) => inner.silent(),
             (Err(error), _) | (Ok(()), Ok(error)) => inner.not_there(&error),
             (Ok(()), Err(_)) => Problem::new(Code::Internal, "the thread that reads had panicked"),
         }
@@ -158,6 +170,11 @@ fn write(
         }
     }
     Ok(())
+}
+
+/// Whether nothing came in time, as the system tells it.
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn read_line(input: &mut BufReader<ReadHalf>) -> io::Result<Told> {

@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use p2p_sync_proto::{Code, Problem};
 use serde_json::Value;
 
-use super::inner::Inner;
+use super::{inner::Inner, lock};
 use crate::local_api::{self, Request};
 
 /// Errands that wait for the agent, and the bytes of what they carry.
@@ -107,9 +107,13 @@ impl Errands {
 pub(super) fn run(inner: &Inner, errands: &Receiver<Errand>) {
     let mut connection = None;
     while !inner.is_ending() {
-        match errands.recv_timeout(IDLE) {
-            Ok(errand) => carry(inner, &errand, &mut connection),
-            Err(_) => connection = None,
+        if let Ok(errand) = errands.recv_timeout(IDLE) {
+            carry(inner, &errand, &mut connection);
+            continue;
+        }
+        connection = None;
+        if inner.cache_silent.load(Ordering::Relaxed) {
+            look_for_answers(inner);
         }
     }
     let lost = errands.try_iter().filter(|errand| errand.answer.is_none()).count();
@@ -121,12 +125,26 @@ pub(super) fn run(inner: &Inner, errands: &Receiver<Errand>) {
     }
 }
 
+/// Finds out whether the agent answers again, for calls that do not wait for it any more.
+fn look_for_answers(inner: &Inner) {
+    if lock(&inner.known).problem.is_some() {
+        return;
+    }
+    let (status, deadline) = (Request::default(), Instant::now() + IDLE);
+    let answered = local_api::connect(&inner.socket).and_then(|stream| local_api::exchange(&stream, &status, deadline));
+    if answered.is_ok() {
+        inner.cache_silent.store(false, Ordering::Relaxed);
+    }
+}
+
 fn carry(inner: &Inner, errand: &Errand, connection: &mut Option<UnixStream>) {
     loop {
         // An agent that was started anew has closed a connection of before: a new one is worth another attempt.
         let is_used = connection.is_some();
         let told = exchange(inner, errand, connection);
-        if told.is_err() {
+        if told.is_ok() {
+            inner.cache_silent.store(false, Ordering::Relaxed);
+        } else {
             *connection = None;
             if is_used {
                 continue;

@@ -46,6 +46,8 @@ pub(super) struct Inner {
     pub(super) alarm: Alarm,
     /// Whether a caller who waits may expect an answer: the agent is there and its hub answers.
     pub(super) answers: AtomicBool,
+    /// A call of the cache has waited in vain, and the agent has answered no request since.
+    pub(super) cache_silent: AtomicBool,
     pub(super) known: Mutex<Known>,
     pub(super) changed: Condvar,
     /// To end it from outside.
@@ -281,6 +283,14 @@ impl Inner {
     pub(super) fn not_there(&self, error: &io::Error) -> Problem {
         let sentence = format!(
             "the standalone agent at {} is not there ({error}): start `p2p-sync-agent run`; operations wait in memory until then",
+            self.socket.display()
+        );
+        Problem::new(Code::HubUnavailable, sentence)
+    }
+
+    pub(super) fn silent(&self) -> Problem {
+        let sentence = format!(
+            "the standalone agent at {} does not answer: see that its process runs; operations wait in memory until then",
             self.socket.display()
         );
         Problem::new(Code::HubUnavailable, sentence)

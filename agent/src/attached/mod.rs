@@ -108,6 +108,7 @@ impl Attached {
             errands,
             alarm: Alarm::default(),
             answers: AtomicBool::new(false),
+            cache_silent: AtomicBool::new(false),
             known: Mutex::default(),
             changed: Condvar::new(),
             stream: Mutex::default(),

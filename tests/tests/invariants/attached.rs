@@ -262,6 +262,41 @@ fn invariant_05_and_06_a_waiting_call_through_the_agent_is_answered_and_ends_at_
 }
 
 #[test]
+fn invariant_05_an_agent_that_hangs_costs_the_calls_of_the_cache_one_wait_and_is_told_as_a_link_that_is_down() {
+    let world = World::new();
+    let mut agent = standalone(&world, &[]);
+    agent.start();
+    let attached = attached_to(&agent, "");
+    attached.wait_for_link(PATIENCE);
+    let timeout = Duration::from_millis(500);
+    until("the cache answers", || attached.cache_get("a key", timeout).is_ok());
+    let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a process id")).expect("not 0");
+    kill_process(pid, Signal::STOP).expect("it is our child");
+    let stopped = Instant::now();
+    let mut waits = 0;
+    // While it hangs unnoticed, and then while it is known to.
+    while stopped.elapsed() < Duration::from_secs(4) {
+        let begun = Instant::now();
+        let asked = attached.cache_get("another key", timeout);
+        let took = begun.elapsed();
+        assert_eq!(asked.expect_err("nobody answers").code, Code::HubUnavailable);
+        assert!(took < timeout + PREEMPTION, "a call took {took:?}");
+        waits += usize::from(took >= timeout);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(waits, 1, "only the first one waits");
+    let status = attached.status();
+    assert!(!status.link_up);
+    let problem = status.link_problem.expect("says why");
+    assert!(problem.contains("does not answer"), "{problem}");
+    kill_process(pid, Signal::CONT).expect("it is our child");
+    until("the cache answers again", || {
+        attached.cache_get("a key", timeout).is_ok()
+    });
+    until("the link is up", || attached.status().link_up);
+}
+
+#[test]
 fn invariant_06_without_a_hub_an_attached_programs_operations_are_spooled_and_settle_when_it_comes() {
     let mut world = World::not_started();
     let mut agent = standalone(&world, &[]);
