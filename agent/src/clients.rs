@@ -13,7 +13,8 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use p2p_sync_proto::Position;
+use p2p_sync_proto::{Position, Problem};
+use prost::bytes::Bytes;
 use uuid::Uuid;
 
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) struct Clients {
     outlets_made: AtomicU64,
     /// How many outlets there are: most events find none.
     attached: AtomicUsize,
+    /// Operations whose states are asked of the hub, of all connections.
+    pub(crate) unresolved: AtomicUsize,
 }
 
 /// One program, over all of its connections.
@@ -81,8 +84,18 @@ struct Waiting {
 struct Taken {
     client: Arc<Client>,
     number: u64,
-    /// `None`: the operation was refused, and only its number is kept.
+    /// `None`: the operation was refused.
     position: Option<Position>,
+    /// What is kept of a refused operation.
+    refused: Option<Refused>,
+}
+
+/// An operation that was refused, as it is kept as a dead letter. It has a position that the hub never gets to see.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) position: Position,
+    pub(crate) operation: Bytes,
+    pub(crate) problem: Problem,
 }
 
 /// Where the lines for one connection go in.
@@ -173,14 +186,25 @@ impl Clients {
         }
     }
 
-    /// An operation of a program was taken at a position, or refused. Called in the order of positions.
-    pub(crate) fn note_taken(&self, client: &Arc<Client>, number: u64, position: Option<Position>) {
+    /// An operation of a program was taken at a position. Called in the order of positions.
+    pub(crate) fn note_taken(&self, client: &Arc<Client>, number: u64, position: Position) {
         let mut waiting = lock(&self.waiting);
-        waiting.positions.extend(position);
+        waiting.positions.insert(position);
         waiting.numbers.push_back(Taken {
             client: client.clone(),
             number,
-            position,
+            position: Some(position),
+            refused: None,
+        });
+    }
+
+    /// An operation of a program was refused: it is buried in the commit of its number.
+    pub(crate) fn note_refused(&self, client: &Arc<Client>, number: u64, refused: Refused) {
+        lock(&self.waiting).numbers.push_back(Taken {
+            client: client.clone(),
+            number,
+            position: None,
+            refused: Some(refused),
         });
     }
 
@@ -275,9 +299,19 @@ impl HandedOver {
     /// What a commit has to say of the programs.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change> {
         let highest = self.highest();
-        highest
+        let numbers = highest
             .into_iter()
-            .map(|(client, number)| Change::Client(client.id, number))
+            .map(|(client, number)| Change::Client(client.id, number));
+        let refused = self.0.numbers.iter().filter_map(|next| next.refused.as_ref());
+        let buried = refused.flat_map(|refused| {
+            let Refused {
+                position,
+                operation,
+                problem,
+            } = refused.clone();
+            [Change::Withdraw(position), Change::Bury(position, operation, problem)]
+        });
+        numbers.chain(buried)
     }
 
     fn highest(&self) -> Vec<(&Client, u64)> {
@@ -295,6 +329,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use p2p_sync_proto::Code;
+
     use super::*;
 
     fn at(sequence: u64) -> Position {
@@ -309,6 +345,7 @@ mod tests {
             .changes()
             .map(|change| match change {
                 Change::Client(id, number) => (id.as_u128(), number),
+                Change::Bury(position, ..) | Change::Withdraw(position) => (u128::MAX, position.sequence),
                 other => panic!("not of a client: {other:?}"),
             })
             .collect();
@@ -321,20 +358,30 @@ mod tests {
         let clients = Clients::default();
         let (first, _) = clients.attach(Uuid::from_u128(1), Box::new(|| false));
         let (second, _) = clients.attach(Uuid::from_u128(2), Box::new(|| false));
-        clients.note_taken(&first.client, 1, Some(at(5)));
-        clients.note_taken(&first.client, 2, None);
-        clients.note_taken(&second.client, 1, Some(at(7)));
-        clients.note_taken(&first.client, 3, Some(at(8)));
+        let refused = Refused {
+            position: at(6),
+            operation: Bytes::new(),
+            problem: Problem::new(Code::BadMap, "no map"),
+        };
+        clients.note_taken(&first.client, 1, at(5));
+        clients.note_refused(&first.client, 2, refused);
+        clients.note_taken(&second.client, 1, at(7));
+        clients.note_taken(&first.client, 3, at(8));
         assert!(
             clients.take_up_to(None).is_empty(),
             "what is before a refused one is not on disk"
         );
         let handed_over = clients.take_up_to(Some(at(7)));
-        assert_eq!(changes(&handed_over), [(1, 2), (2, 1)]);
+        let buried = [(u128::MAX, 6); 2];
+        assert_eq!(changes(&handed_over), [&[(1, 2), (2, 1)], &buried[..]].concat());
         assert!(handed_over.contains(at(5)) && !clients.is_waiting(at(5)));
         clients.put_back(handed_over);
         assert_eq!(clients.waiting_ops(), 3);
-        assert_eq!(changes(&clients.take_up_to(Some(at(8)))), [(1, 3), (2, 1)]);
+        let numbers = [(1, 3), (2, 1)];
+        assert_eq!(
+            changes(&clients.take_up_to(Some(at(8)))),
+            [&numbers, &buried[..]].concat()
+        );
         assert_eq!(first.client.on_disk(), 0, "nobody has said so yet");
     }
 

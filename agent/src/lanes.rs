@@ -268,6 +268,19 @@ impl Lanes {
         queued
     }
 
+    /// Takes a position out of the order: nothing will ever be sent under it.
+    pub(crate) fn pass_over(&self) -> Position {
+        let mut order = self.lock();
+        let position = order.next;
+        order.next.sequence += 1;
+        position
+    }
+
+    /// The position that the next operation will have.
+    pub(crate) fn next_position(&self) -> Position {
+        self.lock().next
+    }
+
     /// The path of an operation that can be taken under a policy; what else is wrong with it is refused here.
     pub(crate) fn path(host_id: Uuid, policy: &Policy, submission: &Submission<'_>) -> Result<Path, Problem> {
         let facts = match submission.payload {

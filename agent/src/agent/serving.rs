@@ -1,18 +1,29 @@
 //! What the agent does for programs that attach to it.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
-use p2p_sync_proto::{Code, Policies, Position, Problem};
+use p2p_sync_proto::{
+    Code, Policies, Position, Problem, ids,
+    v1::{Operation, SequenceRange},
+};
+use prost::Message as _;
 use uuid::Uuid;
 
 use super::Agent;
 use crate::{
-    clients::{Client, Clients},
+    clients::{Client, Clients, Refused},
     counters::add,
     lanes::{MadeElsewhere, Submission, Taken},
     outbox::Change,
     results::{Observer, OperationState, Settled},
 };
+
+/// Dead letters that are looked through for what became of operations.
+const DEAD_LETTERS_SEARCHED: usize = 1024;
 
 /// What an attached program hands over.
 pub(crate) enum Made<'a> {
@@ -39,7 +50,7 @@ impl Agent {
         let announce = |taken: &Taken| {
             let accepted = Settled::plain(OperationState::Accepted);
             shared.results.note(taken.operation_id, taken.position, accepted);
-            shared.clients.note_taken(client, number, Some(taken.position));
+            shared.clients.note_taken(client, number, taken.position);
         };
         let taken = match submission {
             Made::One(submission) => shared.lanes.take_made(submission, Some(made), announce),
@@ -52,18 +63,46 @@ impl Agent {
         taken.map(|_| ())
     }
 
-    /// Notes that an operation of an attached program will never be taken.
-    pub(crate) fn refuse_made(&self, operation_id: Uuid, problem: Problem, client: &Arc<Client>, number: u64) {
+    /// Notes that an operation of an attached program will never be taken: it is kept as a dead letter, on disk with its
+    /// number. `operation` has all but its version.
+    pub(crate) fn refuse_made(&self, operation: Operation, problem: Problem, client: &Arc<Client>, number: u64) {
+        let shared = &self.shared;
+        let operation_id = ids::read_id(&operation.operation_id).unwrap_or_default();
         tracing::warn!(%operation_id, %problem, "an operation of an attached program is refused");
-        let rejected = Settled::rejected(problem);
-        add(&self.shared.counters.refused);
-        let nowhere = Position {
-            incarnation: self.shared.incarnation,
-            sequence: 0,
+        add(&shared.counters.refused);
+        let position = shared.lanes.pass_over();
+        shared.pending().withdraw(SequenceRange {
+            incarnation: position.incarnation,
+            first: position.sequence,
+            last: position.sequence,
+        });
+        let operation = Operation {
+            version: Some(position.version(0)),
+            ..operation
         };
-        self.shared.results.note(operation_id, nowhere, rejected);
-        self.shared.clients.note_taken(client, number, None);
-        self.shared.alarm.ring_if_asleep();
+        let refused = Refused {
+            position,
+            operation: operation.encode_to_vec().into(),
+            problem: problem.clone(),
+        };
+        shared.results.note(operation_id, position, Settled::rejected(problem));
+        shared.clients.note_refused(client, number, refused);
+        shared.alarm.ring_if_asleep();
+        shared.bulk_wake.notify_one();
+    }
+
+    /// What became of operations that were refused and are kept as dead letters, of the newest.
+    pub(crate) fn buried(&self) -> HashMap<Uuid, Settled> {
+        let letters = self.dead_letters(DEAD_LETTERS_SEARCHED).unwrap_or_default();
+        let told = letters.into_iter().filter_map(|letter| {
+            let id = ids::read_id(&letter.operation?.operation_id)?;
+            let settled = Settled {
+                at: UNIX_EPOCH + Duration::from_millis(letter.at_ms),
+                ..Settled::rejected(letter.problem)
+            };
+            Some((id, settled))
+        });
+        told.collect()
     }
 
     /// What was taken goes to disk now: someone waits.
@@ -81,10 +120,15 @@ impl Agent {
         self.shared.change(change);
     }
 
-    /// Whether everything of earlier starts is settled.
-    pub(crate) fn has_settled_earlier(&self) -> bool {
+    /// The position that the next operation will have: what is on disk now lies before.
+    pub(crate) fn next_position(&self) -> Position {
+        self.shared.lanes.next_position()
+    }
+
+    /// Whether everything before a position that was on disk when that was the next one is settled.
+    pub(crate) fn has_settled_before(&self, position: Position) -> bool {
         let oldest = self.shared.pending().oldest();
-        oldest.is_none_or(|oldest| oldest.incarnation == self.shared.incarnation)
+        oldest.is_none_or(|oldest| oldest >= position)
     }
 
     /// The policies in force.

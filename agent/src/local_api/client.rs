@@ -13,7 +13,13 @@ use std::{
 };
 
 use crossbeam_channel::RecvTimeoutError;
-use p2p_sync_proto::{Code, Policies, Problem, policy::parse_type, v1};
+use p2p_sync_proto::{
+    Code, Policies, Position, Problem,
+    limits::PATH_BYTES_MAX,
+    policy::parse_type,
+    v1::{self, Group, Operation, OperationKind, operation::Payload},
+};
+use prost::Message as _;
 use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
@@ -36,10 +42,12 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes written to a program at a time.
 const WRITE_BYTES: usize = 64 * 1024;
-/// Operations whose states are not known here and are asked of the hub, for one connection.
+/// Operations whose states are not known here and are asked of the hub, for all connections; beyond it a program is let ask
+/// for no more.
 const UNRESOLVED_MAX: usize = 262_144;
-/// Asked of the hub at a time, and how long each may take.
+/// Asked of the hub at a time, for how long in all, and how long each may take.
 const RESOLVE_OPS: usize = 16;
+const RESOLVE_ROUND: Duration = Duration::from_millis(500);
 const RESOLVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Serves an attached program until it goes away.
@@ -72,6 +80,7 @@ pub(super) fn serve(agent: &Agent, id: Uuid, mut input: impl BufRead, mut stream
         connection,
         is_gone: AtomicBool::new(false),
         unresolved: Mutex::default(),
+        owes_answer: AtomicBool::new(false),
     };
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("p2p-tell".to_owned());
@@ -104,8 +113,19 @@ struct Served<'a> {
     connection: Connection<'a>,
     /// One of the two threads has ended.
     is_gone: AtomicBool,
-    /// Operations that were settled before this agent was started, or are in its outbox still.
-    unresolved: Mutex<Vec<Uuid>>,
+    /// Operations that were settled before this agent was started, or are in its outbox still; with the position that
+    /// was the next one when they were asked for: once all before it is settled, they are not in the outbox.
+    unresolved: Mutex<Vec<(Uuid, Position)>>,
+    /// The last page of `states` is not answered yet: there are too many.
+    owes_answer: AtomicBool,
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let unresolved = self.unresolved.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let all = &self.agent.clients().unresolved;
+        all.fetch_sub(unresolved.len(), Ordering::SeqCst);
+    }
 }
 
 impl Served<'_> {
@@ -147,7 +167,12 @@ impl Served<'_> {
         loop {
             let mut taken = client.taken.lock().unwrap_or_else(PoisonError::into_inner);
             if said.number <= *taken {
-                // Sent again, for its program was not told yet that it is on disk.
+                drop(taken);
+                // Sent again, for its program was not told yet that it is on disk; nor then what became of it.
+                let settled = self.agent.result(said.operation_id);
+                if settled.state.is_settled() {
+                    self.answer(attach_lines::state(said.operation_id, &settled));
+                }
                 return true;
             }
             match self.submit(said) {
@@ -162,7 +187,7 @@ impl Served<'_> {
                 Err(problem) if problem.code == Code::QueueFull => {}
                 Err(problem) if problem.code == Code::ShutDown => return false,
                 Err(problem) => {
-                    self.agent.refuse_made(said.operation_id, problem, client, said.number);
+                    self.agent.refuse_made(as_operation(said), problem, client, said.number);
                     *taken = said.number;
                     return true;
                 }
@@ -199,6 +224,12 @@ impl Served<'_> {
     }
 
     fn tell_states(&self, operation_ids: &[Uuid]) {
+        if self.owes_answer.load(Ordering::SeqCst) {
+            // It was not told to ask for more.
+            return;
+        }
+        let next = self.agent.next_position();
+        let all = &self.agent.clients().unresolved;
         for id in operation_ids.iter().take(STATES_MAX) {
             let settled = self.agent.result(*id);
             if settled.state != OperationState::NotKept {
@@ -206,15 +237,14 @@ impl Served<'_> {
                 continue;
             }
             let mut unresolved = self.unresolved.lock().unwrap_or_else(PoisonError::into_inner);
-            if unresolved.len() < UNRESOLVED_MAX {
-                unresolved.push(*id);
-            }
+            unresolved.push((*id, next));
+            all.fetch_add(1, Ordering::SeqCst);
         }
-        let answered = Told {
-            answered: true,
-            ..Told::default()
-        };
-        self.answer(answered.to_line());
+        if all.load(Ordering::SeqCst) < UNRESOLVED_MAX {
+            self.answer(answered());
+        } else {
+            self.owes_answer.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Waits for room: what a program asked for is told at the speed it reads.
@@ -245,6 +275,10 @@ impl Served<'_> {
             }
             if Instant::now() >= status_due {
                 self.resolve(&mut batch);
+                let all = self.agent.clients().unresolved.load(Ordering::SeqCst);
+                if all < UNRESOLVED_MAX && self.owes_answer.swap(false, Ordering::SeqCst) {
+                    batch.push_str(&answered());
+                }
                 let current = self.agent.policies();
                 let are_new = !Arc::ptr_eq(&policies, &current);
                 policies = current;
@@ -263,34 +297,47 @@ impl Served<'_> {
         stream.write_all(batch.as_bytes())
     }
 
-    /// Operations of earlier starts: what the outbox still holds is told when it settles, the rest is asked of the hub.
+    /// Operations that are not known here: what the outbox may still hold is told when it settles, the rest is asked of the
+    /// hub, and of the dead letters.
     fn resolve(&self, batch: &mut String) {
-        if !self.agent.has_settled_earlier() {
-            return;
-        }
         let mut unresolved = self.unresolved.lock().unwrap_or_else(PoisonError::into_inner);
         let from = unresolved.len().saturating_sub(RESOLVE_OPS);
         let some = unresolved.split_off(from);
         drop(unresolved);
-        let mut some = some.into_iter();
-        let mut later = Vec::new();
-        for id in some.by_ref() {
+        let begun = Instant::now();
+        let (mut later, mut buried, mut told) = (Vec::new(), None, 0);
+        let mut is_silent = false;
+        for (id, before) in some {
             let known = self.agent.result(id);
-            if known.state != OperationState::NotKept {
-                batch.push_str(&attach_lines::state(id, &known));
-                continue;
-            }
-            match self.settled_at_hub(id) {
-                Ok(settled) => batch.push_str(&attach_lines::state(id, &settled)),
-                Err(problem) if matches!(problem.code, Code::HubUnavailable | Code::RateLimited) => {
-                    later.push(id);
-                    break;
+            let settled = if known.state == OperationState::NotKept {
+                let may_ask = !is_silent && begun.elapsed() < RESOLVE_ROUND && self.agent.has_settled_before(before);
+                match may_ask.then(|| self.settled_at_hub(id)) {
+                    None => None,
+                    Some(Ok(settled)) if settled.state == OperationState::NotKept => {
+                        let buried = buried.get_or_insert_with(|| self.agent.buried());
+                        Some(buried.remove(&id).unwrap_or(settled))
+                    }
+                    Some(Err(problem)) if matches!(problem.code, Code::HubUnavailable | Code::RateLimited) => {
+                        is_silent = true;
+                        None
+                    }
+                    Some(settled) => Some(settled.unwrap_or(Settled::plain(OperationState::NotKept))),
                 }
-                Err(_) => batch.push_str(&attach_lines::state(id, &Settled::plain(OperationState::NotKept))),
+            } else {
+                Some(known)
+            };
+            match settled {
+                Some(settled) => {
+                    batch.push_str(&attach_lines::state(id, &settled));
+                    told += 1;
+                }
+                None => later.push((id, before)),
             }
         }
+        self.agent.clients().unresolved.fetch_sub(told, Ordering::SeqCst);
         let mut unresolved = self.unresolved.lock().unwrap_or_else(PoisonError::into_inner);
-        unresolved.extend(later.into_iter().chain(some));
+        // Others first the next time.
+        unresolved.splice(..0, later);
     }
 
     fn settled_at_hub(&self, operation_id: Uuid) -> Result<Settled, Problem> {
@@ -308,6 +355,63 @@ impl Served<'_> {
             }
             _ => Settled::plain(OperationState::NotKept),
         })
+    }
+}
+
+/// A page of `states` has been answered: it may ask for the next.
+fn answered() -> String {
+    let answered = Told {
+        answered: true,
+        ..Told::default()
+    };
+    answered.to_line()
+}
+
+/// An operation that was refused, as a dead letter shows it: in the place of its path what there is of one.
+fn as_operation(said: &Said) -> Operation {
+    let path = |data_type: &str, map: &str, entity: Option<&str>| {
+        let parts = [map, data_type, entity.unwrap_or_default()];
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let mut path = parts.join("/");
+        path.truncate(path.floor_char_boundary(PATH_BYTES_MAX));
+        path
+    };
+    let payload = |data: Option<&RawValue>| data.map(|data| Payload::Full(data.get().as_bytes().to_vec().into()));
+    let kind = |is_put: bool| {
+        if is_put {
+            OperationKind::Put
+        } else {
+            OperationKind::Delete
+        }
+    };
+    let operation_id = said.operation_id.as_bytes().to_vec().into();
+    if said.members.is_empty() {
+        return Operation {
+            operation_id,
+            path: path(&said.data_type, &said.map, said.entity.as_deref()),
+            kind: kind(said.data.is_some()).into(),
+            account_id: said.account_id,
+            made_at_ms: said.made_at_ms,
+            payload: payload(said.data.as_deref()),
+            ..Operation::default()
+        };
+    }
+    let member = |member: &SaidMember| Operation {
+        path: path(&member.data_type, &member.map, member.entity.as_deref()),
+        kind: kind(member.data.is_some()).into(),
+        account_id: member.account_id,
+        payload: payload(member.data.as_deref()),
+        ..Operation::default()
+    };
+    let members = said.members.iter().map(|said| member(said).encode_to_vec().into());
+    Operation {
+        operation_id,
+        kind: OperationKind::Group.into(),
+        made_at_ms: said.made_at_ms,
+        payload: Some(Payload::Group(Group {
+            members: members.collect(),
+        })),
+        ..Operation::default()
     }
 }
 

@@ -429,7 +429,7 @@ impl Outbox {
                     position,
                     operation: Operation::decode(dead.operation)
                         .ok()
-                        .filter(|operation| !operation.path.is_empty()),
+                        .filter(|operation| !operation.operation_id.is_empty()),
                     problem: Problem::new(Code::try_from(dead.code).unwrap_or(Code::Internal), dead.reason),
                     at_ms: dead.at_ms,
                 },

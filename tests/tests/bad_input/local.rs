@@ -196,6 +196,58 @@ fn invariant_07_an_operation_that_the_agent_refuses_is_told_with_its_reason_and_
     assert_eq!(still["state"], "REJECTED", "it can be asked for");
 }
 
+/// The dead letters of an agent, newest first.
+fn dead_letters(agent: &mut Agent) -> Vec<Value> {
+    let answer = agent.ask(json!({"do": "dead_letters", "limit": 10}));
+    answer["dead_letters"].as_array().expect("a list").clone()
+}
+
+#[test]
+fn invariant_07_an_operation_that_the_agent_refuses_is_a_dead_letter_that_survives_its_kill() {
+    let folder = Folder::new();
+    let mut agent = started(&folder, &[]);
+    let (mut line, _) = Line::attached(&agent, Uuid::new_v4());
+    let refused = line.put(1, &json!({"text": "whose?"}));
+    let group = Uuid::new_v4();
+    let members = json!([{"type": "ITEM_DROP", "map": "prontera", "data": {"amount": 3}}]);
+    line.say(&json!({"do": "put", "number": 2, "operation_id": group, "members": members}).to_string());
+    line.read_until(|line| line["durable"] == 2);
+    agent.kill();
+    agent.start();
+    let letters = dead_letters(&mut agent);
+    let ids: Vec<&Value> = letters.iter().map(|letter| &letter["operation_id"]).collect();
+    assert_eq!(ids, [&json!(group), &json!(refused)], "{letters:?}");
+    assert!(
+        letters.iter().all(|letter| letter["label"] == "ENTITY_MISSING"),
+        "{letters:?}"
+    );
+    assert_eq!(letters[1]["data"], json!({"text": "whose?"}));
+    assert_eq!(letters[1]["path"], "prontera/CHAT_MESSAGE");
+    assert_eq!(letters[0]["data"][0]["data"]["amount"], 3);
+}
+
+#[test]
+fn invariant_07_a_refusal_that_a_connection_cut_off_is_told_again() {
+    let folder = Folder::new();
+    let agent = started(&folder, &[]);
+    let client = Uuid::new_v4();
+    let refused = {
+        let (mut line, _) = Line::attached(&agent, client);
+        let refused = line.put(1, &json!({"text": "whose?"}));
+        line.read_until(|line| line["durable"] == 1);
+        refused
+    };
+    let (mut line, _) = Line::attached(&agent, client);
+    let put = json!({"do": "put", "number": 1, "operation_id": refused, "type": "CHAT_MESSAGE", "map": "prontera"});
+    line.say(&put.to_string());
+    let told = line.read_until(|line| line["state"].is_string());
+    assert_eq!(
+        (&told["operation_id"], &told["state"]),
+        (&json!(refused), &json!("REJECTED"))
+    );
+    assert_eq!(told["label"], "ENTITY_MISSING", "{told}");
+}
+
 #[test]
 fn a_socket_of_another_agent_and_a_file_that_is_no_socket_are_left_alone() {
     let folder = Folder::new();
