@@ -488,9 +488,10 @@ p2p_sync_code p2p_sync_json_string(p2p_sync_agent agent,
 // Takes `count` operations (1 to 64, each of another path) as one: the hub applies all of them in one transaction, or
 // none. Any thread; never waits.
 //
-// `operations` is an array whose elements lie `operations[0].struct_size` bytes apart. `flags` is `P2P_SYNC_NOTIFY` or
-// 0; of the operations' own flags NOTIFY has no place here. The group travels by the critical lane if one of them does.
-// `id` is written on success alone. Refuses as `p2p_sync_submit`; one that is refused refuses the group.
+// `operations` is an array whose elements lie `operations[0].struct_size` bytes apart, and all have that `struct_size`
+// (BAD_STRUCT_SIZE). `flags` is `P2P_SYNC_NOTIFY` or 0; of the operations' own flags NOTIFY has no place here. The group
+// travels by the critical lane if one of them does. `id` is written on success alone. Refuses as `p2p_sync_submit`; one
+// that is refused refuses the group.
 p2p_sync_code p2p_sync_submit_group(p2p_sync_agent agent,
                                     const struct p2p_sync_operation *operations,
                                     size_t count,

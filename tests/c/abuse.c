@@ -326,6 +326,21 @@ static void structs_of_other_sizes_have_a_code(p2p_sync_agent agent) {
 
 static void texts_that_are_none_have_a_code(p2p_sync_agent agent) {
 	p2p_sync_id id;
+	two[1].later[0] = 0;
+
+	// An element of another size than the first would be read beyond its end.
+	for (size_t more = sizeof(p2p_sync_operation); more <= 4096; more *= 2) {
+		two[1].known.struct_size = more;
+		if (more != sizeof(two[0])) {
+			GIVES(is_bad, p2p_sync_submit_group(agent, &two[0].known, 2, 0, &id));
+		}
+	}
+	p2p_sync_operation *apart = calloc(2, sizeof(p2p_sync_operation));
+	apart[0] = apart[1] = chat_operation();
+	apart[1].payload = text_of("{\"char_id\":150002,\"text\":\"hi\"}");
+	apart[1].struct_size = 4096;
+	GIVES(is_bad, p2p_sync_submit_group(agent, apart, 2, 0, &id));
+	free(apart);
 	const char *not_utf8 = "prontera\xff";
 	const p2p_sync_code is_bad = P2P_SYNC_ERR_BAD_TEXT;
 	GIVES(is_bad, p2p_sync_cache_set(agent, text_of(not_utf8), text_of("value"), 0));

@@ -1,6 +1,6 @@
 //! Several operations that take effect together or not at all.
 
-use p2p_sync_proto::{Problem, limits::GROUP_MEMBERS_MAX};
+use p2p_sync_proto::{Code, Problem, limits::GROUP_MEMBERS_MAX};
 
 use super::{
     boundary::guarded,
@@ -13,9 +13,10 @@ use super::{
 /// Takes `count` operations (1 to 64, each of another path) as one: the hub applies all of them in one transaction, or
 /// none. Any thread; never waits.
 ///
-/// `operations` is an array whose elements lie `operations[0].struct_size` bytes apart. `flags` is `P2P_SYNC_NOTIFY` or
-/// 0; of the operations' own flags NOTIFY has no place here. The group travels by the critical lane if one of them does.
-/// `id` is written on success alone. Refuses as `p2p_sync_submit`; one that is refused refuses the group.
+/// `operations` is an array whose elements lie `operations[0].struct_size` bytes apart, and all have that `struct_size`
+/// (BAD_STRUCT_SIZE). `flags` is `P2P_SYNC_NOTIFY` or 0; of the operations' own flags NOTIFY has no place here. The group
+/// travels by the critical lane if one of them does. `id` is written on success alone. Refuses as `p2p_sync_submit`; one
+/// that is refused refuses the group.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_submit_group(
     agent: p2p_sync_agent,
@@ -42,7 +43,16 @@ pub unsafe extern "C" fn p2p_sync_submit_group(
         let mut given = Vec::with_capacity(count);
         for index in 0..count {
             // SAFETY: the array has `count` elements, `stride` bytes apart, by the caller's word.
-            let operation = unsafe { read_struct(operations.byte_add(index * stride), "operations") }?;
+            let element = unsafe { operations.byte_add(index * stride) };
+            // SAFETY: as above. A size of its own would reach beyond the element.
+            if unsafe { struct_size(element, "operations") }? != stride {
+                let sentence = format!(
+                    "operations[{index}].struct_size is not that of the first, {stride}: set all of them to sizeof the struct"
+                );
+                return Err(Problem::new(Code::BadStructSize, sentence));
+            }
+            // SAFETY: as above; its size is the stride.
+            let operation = unsafe { read_struct(element, "operations") }?;
             // SAFETY: the caller's word.
             given.push((operation, unsafe { Texts::of(&operation, &running) }?));
         }
