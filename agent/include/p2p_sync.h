@@ -394,6 +394,8 @@ typedef struct p2p_sync_status {
     uint64_t texts_escaped;
 } p2p_sync_status;
 
+    // Came under a tenure that has passed.
+    uint64_t limbo;
 // The call did what it says.
 #define P2P_SYNC_OK 0
 
@@ -476,7 +478,8 @@ p2p_sync_code p2p_sync_wait(p2p_sync_agent agent,
                             struct p2p_sync_result *result);
 
 // Writes `text` as a JSON string, quotes included, in ASCII: bytes of the server's code page (`text_encoding`) become
-// `\uXXXX`, bytes that do not decode `\\xNN`. Any thread; never waits.
+// `\uXXXX`, bytes that do not decode `\\xNN`; such a text is counted in the status (`texts_escaped`). Any thread; never
+// waits.
 //
 // `size`, if not null, is given the length without the NUL. BUFFER_TOO_SMALL: `6 * text.size + 3` bytes always suffice.
 p2p_sync_code p2p_sync_json_string(p2p_sync_agent agent,

@@ -29,11 +29,11 @@ pub(crate) fn decode<'a>(bytes: &'a [u8], encoding: &'static Encoding) -> Decode
 
 /// A JSON string of bytes of a code page, quotes included, in ASCII alone: such strings and raw bytes may stand in one
 /// payload without being taken for one another.
-pub(crate) fn json_string(bytes: &[u8], encoding: &'static Encoding) -> String {
-    let decoded = decode_escaping(bytes, encoding, r"\x").text;
-    let mut json = String::with_capacity(decoded.len() + 2);
+pub(crate) fn json_string(bytes: &[u8], encoding: &'static Encoding) -> Decoded<'static> {
+    let decoded = decode_escaping(bytes, encoding, r"\x");
+    let mut json = String::with_capacity(decoded.text.len() + 2);
     json.push('"');
-    for character in decoded.chars() {
+    for character in decoded.text.chars() {
         match character {
             '"' => json.push_str("\\\""),
             '\\' => json.push_str("\\\\"),
@@ -48,7 +48,10 @@ pub(crate) fn json_string(bytes: &[u8], encoding: &'static Encoding) -> String {
         }
     }
     json.push('"');
-    json
+    Decoded {
+        text: Cow::Owned(json),
+        escaped: decoded.escaped,
+    }
 }
 
 fn decode_escaping<'a>(bytes: &'a [u8], encoding: &'static Encoding, escape: &str) -> Decoded<'a> {
@@ -133,7 +136,7 @@ mod tests {
     #[test]
     fn a_trailing_byte_that_looks_like_a_backslash_or_quote_stays_part_of_its_character() {
         assert_eq!(read(b"\"\x95\x5c\"", SHIFT_JIS), (serde_json::json!("表"), false));
-        assert_eq!(json_string(b"\x95\x5c", SHIFT_JIS), r#""\u8868""#);
+        assert_eq!(json_string(b"\x95\x5c", SHIFT_JIS).text, r#""\u8868""#);
         assert_eq!(read(b"\"\xa5\x5c\"", BIG5), (serde_json::json!("功"), false));
     }
 
@@ -149,9 +152,11 @@ mod tests {
     fn a_json_string_is_ascii_and_reads_back_as_the_text() {
         let text = "say \"hi\" \\ tab\t 프 😀";
         let json = json_string(text.as_bytes(), UTF_8);
-        assert!(json.is_ascii());
-        assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), text);
-        let broken: String = serde_json::from_str(&json_string(b"a\xffb\0", UTF_8)).expect("JSON");
+        assert!(json.text.is_ascii() && !json.escaped);
+        assert_eq!(serde_json::from_str::<String>(&json.text).expect("JSON"), text);
+        let json = json_string(b"a\xffb\0", UTF_8);
+        assert!(json.escaped);
+        let broken: String = serde_json::from_str(&json.text).expect("JSON");
         assert_eq!(broken, "a\\xffb\u{fffd}");
     }
 }

@@ -338,6 +338,7 @@ private:
 	rathena::P2PDataSync& sync_ = rathena::P2PDataSync::getInstance();
 	const std::thread::id caller_ = std::this_thread::get_id();
 	bool is_processing_ = false;
+		told.number("limbo", static_cast<std::int64_t>(is.limbo));
 	bool logged_elsewhere_ = false;
 	std::vector<std::string> told_;
 };

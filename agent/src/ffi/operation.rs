@@ -188,7 +188,8 @@ pub unsafe extern "C" fn p2p_sync_wait(
 }
 
 /// Writes `text` as a JSON string, quotes included, in ASCII: bytes of the server's code page (`text_encoding`) become
-/// `\uXXXX`, bytes that do not decode `\\xNN`. Any thread; never waits.
+/// `\uXXXX`, bytes that do not decode `\\xNN`; such a text is counted in the status (`texts_escaped`). Any thread; never
+/// waits.
 ///
 /// `size`, if not null, is given the length without the NUL. BUFFER_TOO_SMALL: `6 * text.size + 3` bytes always suffice.
 #[unsafe(no_mangle)]
@@ -205,7 +206,12 @@ pub unsafe extern "C" fn p2p_sync_json_string(
         let bytes = unsafe { text.bytes("text") }?;
         let json = text::json_string(bytes, running.encoding);
         // SAFETY: the caller's word.
-        unsafe { put_text(&json, buffer, capacity, size) }
+        unsafe { put_text(&json.text, buffer, capacity, size) }?;
+        // Not before: a caller whose buffer is too small comes again.
+        if json.escaped {
+            running.count_escaped();
+        }
+        Ok(())
     })
 }
 

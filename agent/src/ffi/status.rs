@@ -45,6 +45,8 @@ pub struct p2p_sync_status {
     pub timeouts: u64,
     /// Operations with bytes that were no text of the server's code page.
     pub texts_escaped: u64,
+    /// Came under a tenure that has passed.
+    pub limbo: u64,
 }
 
 // SAFETY: `#[repr(C)]`, size first, zeroes are valid.
@@ -75,6 +77,7 @@ pub unsafe extern "C" fn p2p_sync_get_status(agent: p2p_sync_agent, status: *mut
             rejected: counted.rejected,
             timeouts: counted.timeouts,
             texts_escaped: running.texts_escaped.load(Ordering::Relaxed),
+            limbo: counted.limbo,
         };
         // SAFETY: the caller's word.
         unsafe { write_struct(&told, status, "status") }
@@ -91,7 +94,9 @@ pub unsafe extern "C" fn p2p_sync_get_status_json(
     size: *mut usize,
 ) -> p2p_sync_code {
     guarded(|| {
-        let json = serde_json::to_string(&running(agent)?.door.status()).expect("plain data");
+        let running = running(agent)?;
+        let mut told = serde_json::to_value(running.door.status()).expect("plain data");
+        told["texts_escaped"] = running.texts_escaped.load(Ordering::Relaxed).into();
         // SAFETY: the caller's word.
         unsafe { put_text(&json, buffer, capacity, size) }
     })

@@ -76,6 +76,14 @@ fn a_json_string_can_be_made_of_any_bytes_and_stand_in_a_payload() {
         let json: Value = serde_json::from_str(&json_string(bytes)).expect("JSON");
         assert_eq!(json, text);
     }
+    let long = [&b"\xff"[..], &[b'x'; 300]].concat();
+    json_string(&long);
+    let counted = puppet.tell(&["numbers"])["texts_escaped"].as_u64();
+    assert_eq!(
+        counted,
+        Some(2),
+        "each text once, also where the first buffer is too small"
+    );
     let payload = format!(r#"{{"char_id":150001,"text":{name}}}"#);
     assert_eq!(stored_text(&world, &mut puppet, payload.as_bytes()), "프론테라");
 }
