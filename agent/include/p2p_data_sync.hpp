@@ -313,23 +313,29 @@ public:
 		return p2p_sync_cache_exists(agent_, text(key), 0, &found) == P2P_SYNC_OK && found != 0;
 	}
 
+	// The same without waiting: the answer, `true` or `false`, is in the result's `data`.
+	std::string existsAsync(const std::string& key, ResultCallback on_answer = nullptr) {
+		return ask(question(P2P_SYNC_ASK_CACHE_EXISTS, key, 0), std::move(on_answer));
+	}
+
 	// Sends a message to whoever listens to a channel of the hub; does not wait.
 	bool publish(const std::string& channel, const std::string& message) {
 		return p2p_sync_publish(agent_, text(channel), text(message)) == P2P_SYNC_OK;
 	}
 
-	// The embedding of a text, a JSON array of numbers; waits for the hub. Empty where it cannot be had.
+	// The embedding of a text, a JSON array of numbers; waits for the hub, at most `critical_timeout_ms`, and not at
+	// all while it does not answer. Empty where it cannot be had.
 	std::string createEmbedding(const std::string& text) {
-		return waitForSyncResult(createEmbeddingAsync(text)).data;
+		return waitForAnswer(createEmbeddingAsync(text)).data;
 	}
 
 	std::string createEmbeddingAsync(const std::string& text, ResultCallback on_answer = nullptr) {
 		return ask(question(P2P_SYNC_ASK_EMBEDDING, text, 0), std::move(on_answer));
 	}
 
-	// What lies nearest to an embedding, each a JSON object; waits for the hub. Empty where it cannot be had.
+	// What lies nearest to an embedding, each a JSON object; waits as createEmbedding(). Empty where it cannot be had.
 	std::vector<std::string> searchSimilarEmbeddings(const std::string& embedding, std::size_t limit = 10) {
-		return elements(waitForSyncResult(searchSimilarEmbeddingsAsync(embedding, limit)).data);
+		return elements(waitForAnswer(searchSimilarEmbeddingsAsync(embedding, limit)).data);
 	}
 
 	std::string searchSimilarEmbeddingsAsync(const std::string& embedding, std::size_t limit = 10,
@@ -412,7 +418,8 @@ public:
 		return p2p_sync_unsubscribe(agent_, subscription) == P2P_SYNC_OK;
 	}
 
-	// Waits until everything taken is settled; gives whether it is.
+	// Waits until everything taken is settled; gives whether it is. Without waiting: it is when pending_operations and
+	// outbox_operations of getStatusNumbers() are 0 at two looks half a second apart.
 	bool flush(std::uint32_t timeout_ms) {
 		std::uint8_t drained = 0;
 		return p2p_sync_flush(agent_, timeout_ms, &drained) == P2P_SYNC_OK && drained != 0;
@@ -543,6 +550,12 @@ private:
 		const std::string json =
 			"{\"event\":\"" + std::string(event) + "\",\"char_id\":" + std::to_string(char_id) + "}";
 		return submit(operation(SyncDataType::PLAYER_PRESENCE, account_id, map, json, P2P_SYNC_CRITICAL));
+	}
+
+	SyncResult waitForAnswer(const std::string& question_id) {
+		return resultOf(question_id, [this](const p2p_sync_id& id, p2p_sync_result& result) {
+			return p2p_sync_wait_for_answer(agent_, &id, &result);
+		});
 	}
 
 	static p2p_sync_result emptyResult() {

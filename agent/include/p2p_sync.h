@@ -210,6 +210,8 @@ typedef enum p2p_sync_question_kind {
     P2P_SYNC_ASK_EMBEDDING = 3,
     // What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits.
     P2P_SYNC_ASK_SIMILAR = 4,
+    // Whether the hub's cache holds a value under the key `text`: `true` or `false`.
+    P2P_SYNC_ASK_CACHE_EXISTS = 5,
 } p2p_sync_question_kind;
 
 // What a call gives back: `P2P_SYNC_OK`, or a number of `p2p_sync_error`.
@@ -390,12 +392,12 @@ typedef struct p2p_sync_status {
     uint64_t rejected;
     // Waiting calls that ended without an answer.
     uint64_t timeouts;
-    // Operations with bytes that were no text of the server's code page.
+    // Texts and operations with bytes that were no text of the server's code page.
     uint64_t texts_escaped;
-} p2p_sync_status;
-
     // Came under a tenure that has passed.
     uint64_t limbo;
+} p2p_sync_status;
+
 // The call did what it says.
 #define P2P_SYNC_OK 0
 
@@ -504,11 +506,20 @@ p2p_sync_code p2p_sync_submit_group(p2p_sync_agent agent,
 // Asks the hub something and gives the question's id. Any thread; never waits.
 //
 // `p2p_sync_get_result` and `p2p_sync_wait` tell how far it is: APPLIED when answered (`p2p_sync_get_data`), REJECTED
-// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within `critical_timeout_ms`. `id` is written on
-// success alone. QUEUE_FULL while 256 questions are unanswered; BAD_REQUEST, SHUT_DOWN.
+// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s. `id` is written on success alone.
+// QUEUE_FULL while 256 questions are unanswered, and with `P2P_SYNC_NOTIFY` while 16 MiB of answers wait to be taken as
+// events; BAD_REQUEST, SHUT_DOWN.
 p2p_sync_code p2p_sync_ask(p2p_sync_agent agent,
                            const struct p2p_sync_question *question,
                            struct p2p_sync_id *id);
+
+// Waits for the answer to a question, at most `critical_timeout_ms`. Any thread.
+//
+// Without an answer by then `result->state` is UNKNOWN and the call succeeds: the question goes on. After one such timeout,
+// and while the link does not answer, these calls give what is there at once, until the hub answers a question again.
+p2p_sync_code p2p_sync_wait_for_answer(p2p_sync_agent agent,
+                                       const struct p2p_sync_id *id,
+                                       struct p2p_sync_result *result);
 
 // The data that came back to a question: UTF-8, mostly JSON, NUL-terminated. Any thread; never waits.
 //
@@ -579,6 +590,7 @@ p2p_sync_code p2p_sync_cache_get(p2p_sync_agent agent,
 p2p_sync_code p2p_sync_cache_delete(p2p_sync_agent agent, struct p2p_sync_text key);
 
 // Whether the cache holds something under a key: 1 or 0 into `exists`. Any thread; waits as `p2p_sync_cache_get`.
+// To ask without waiting: `P2P_SYNC_ASK_CACHE_EXISTS`.
 p2p_sync_code p2p_sync_cache_exists(p2p_sync_agent agent,
                                     struct p2p_sync_text key,
                                     uint32_t timeout_ms,
@@ -599,7 +611,8 @@ p2p_sync_code p2p_sync_get_status(p2p_sync_agent agent, struct p2p_sync_status *
 p2p_sync_code p2p_sync_get_status_json(p2p_sync_agent agent, char *buffer, size_t capacity, size_t *size);
 
 // Waits until everything taken is settled, at most `timeout_ms`; writes 1 into `drained` if it is, otherwise 0. Any
-// thread; not from the game loop, unless it may stand still for so long.
+// thread; not from the game loop, unless it may stand still for so long. Without waiting: all is settled when
+// `pending_operations` and `outbox_operations` of `p2p_sync_get_status` are 0 at two looks half a second apart.
 p2p_sync_code p2p_sync_flush(p2p_sync_agent agent, uint32_t timeout_ms, uint8_t *drained);
 
 // Whether this host may write a map: one of `p2p_sync_lease` into `lease`. Any thread; never waits.

@@ -315,10 +315,19 @@ impl Agent {
     /// nothing.
     ///
     /// With `notify` an [`AgentEvent::Settled`] is told. Refuses with `QUEUE_FULL` while too many are unanswered,
-    /// `SHUT_DOWN`, and the codes of what is wrong with the question. Answers are kept as results are, the newest 16 MiB
-    /// at most.
+    /// `SHUT_DOWN`, and the codes of what is wrong with the question; with `notify` `QUEUE_FULL` also while 16 MiB of
+    /// answers wait to be taken. Answers are kept as results are, the newest 16 MiB at most.
     pub fn ask(&self, question: Question, notify: bool) -> Result<Uuid, Problem> {
         self.questions.ask(&self.runtime()?, question, notify)
+    }
+
+    /// Waits for the answer to a question, at most `critical_timeout_ms`; the question goes on and is answered later.
+    ///
+    /// `UNKNOWN` without an answer by then. After one such timeout, and while the link does not answer, these calls give
+    /// what is there at once, until the hub answers a question again.
+    pub fn wait_for_answer(&self, question_id: Uuid) -> Settled {
+        let answers = self.shared.link.answers();
+        self.questions.wait(question_id, answers, self.critical_timeout())
     }
 
     /// Follows a stream from its beginning: what is there and each change come as [`AgentEvent::Update`], in the order of

@@ -58,6 +58,10 @@ impl Door {
         through!(self, ask(question, notify))
     }
 
+    pub(crate) fn wait_for_answer(&self, id: Uuid) -> Settled {
+        through!(self, wait_for_answer(id))
+    }
+
     pub(crate) fn subscribe(&self, subscription: Subscription) -> Result<u64, Problem> {
         through!(self, subscribe(subscription))
     }

@@ -21,6 +21,8 @@ use crate::{log_queue, results::Settled};
 
 /// Operations and questions that will be told of, or are and were not taken.
 const SETTLED_MAX: usize = 65_536;
+/// Data of answers that were told and not taken: beyond it none is asked for that will be told of.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Updates not taken yet, of all subscriptions.
 const UPDATES_MAX: usize = 1024;
 /// Their encoded size.
@@ -76,6 +78,8 @@ pub(crate) struct Events {
     came: Condvar,
     /// Places of settled-events, taken ones excepted.
     settled_reserved: AtomicUsize,
+    /// Of answers that were told and not taken.
+    answer_bytes: AtomicUsize,
     /// Room for updates; given back as they are taken.
     updates: Semaphore,
     update_bytes: Semaphore,
@@ -94,6 +98,7 @@ impl Events {
             inner: Mutex::default(),
             came: Condvar::new(),
             settled_reserved: AtomicUsize::new(0),
+            answer_bytes: AtomicUsize::new(0),
             updates: Semaphore::new(UPDATES_MAX),
             update_bytes: Semaphore::new(UPDATE_BYTES_MAX),
         }
@@ -110,6 +115,15 @@ impl Events {
         Err(Problem::new(Code::QueueFull, sentence))
     }
 
+    /// `QUEUE_FULL` where too many bytes of answers wait to be taken.
+    pub(crate) fn check_answers(&self) -> Result<(), Problem> {
+        if self.answer_bytes.load(Ordering::Relaxed) < ANSWER_BYTES_MAX {
+            return Ok(());
+        }
+        let sentence = format!("answers of {ANSWER_BYTES_MAX} bytes wait to be taken: take events, then ask again");
+        Err(Problem::new(Code::QueueFull, sentence))
+    }
+
     /// Gives back a place that is not needed.
     pub(crate) fn release_settled(&self) {
         self.settled_reserved.fetch_sub(1, Ordering::Relaxed);
@@ -117,6 +131,7 @@ impl Events {
 
     /// Tells of what is settled; its place was kept.
     pub(crate) fn settled(&self, operation_id: Uuid, settled: Settled) {
+        self.answer_bytes.fetch_add(answer_bytes(&settled), Ordering::Relaxed);
         self.push(AgentEvent::Settled { operation_id, settled });
     }
 
@@ -227,7 +242,10 @@ impl Events {
     /// Gives the room of an event back.
     fn taken(&self, event: &AgentEvent) {
         match event {
-            AgentEvent::Settled { .. } => self.release_settled(),
+            AgentEvent::Settled { settled, .. } => {
+                self.answer_bytes.fetch_sub(answer_bytes(settled), Ordering::Relaxed);
+                self.release_settled();
+            }
             AgentEvent::Update { .. } => {
                 self.updates.add_permits(1);
                 self.update_bytes.add_permits(update_bytes(event));
@@ -272,6 +290,10 @@ impl Room<'_> {
         update.forget();
         bytes.forget();
     }
+}
+
+fn answer_bytes(settled: &Settled) -> usize {
+    settled.data.as_ref().map_or(0, |data| data.len())
 }
 
 fn update_bytes(event: &AgentEvent) -> usize {
@@ -357,6 +379,24 @@ mod tests {
         );
         take(&events).expect("there is one");
         assert!(events.reserve_settled().is_ok());
+    }
+
+    #[test]
+    fn invariant_12_answers_that_are_not_taken_have_a_bound_in_bytes_that_taking_them_gives_back() {
+        let events = Events::new();
+        let mebibyte: std::sync::Arc<str> = "x".repeat(1024 * 1024).into();
+        for number in 0..16 {
+            events.check_answers().expect("room");
+            events.reserve_settled().expect("room");
+            let answer = Settled {
+                data: Some(mebibyte.clone()),
+                ..Settled::plain(OperationState::Applied)
+            };
+            events.settled(Uuid::from_u128(number), answer);
+        }
+        assert_eq!(events.check_answers().expect_err("full").code, Code::QueueFull);
+        take(&events).expect("there is one");
+        assert!(events.check_answers().is_ok());
     }
 
     #[test]

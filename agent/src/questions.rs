@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,11 @@ pub enum Question {
         /// Under which key.
         key: String,
     },
+    /// Whether the hosts' cache holds a value under a key. The answer's data is `true` or `false`.
+    CacheExists {
+        /// Under which key.
+        key: String,
+    },
     /// The embedding of a text. The answer's data is a JSON array of numbers.
     CreateEmbedding {
         /// What to embed.
@@ -88,6 +96,7 @@ impl Question {
     fn request(&self, policies: &Policies, host_id: Uuid) -> Result<v1::PullRequest, Problem> {
         let (Self::Read { request: text, .. }
         | Self::CacheGet { key: text }
+        | Self::CacheExists { key: text }
         | Self::CreateEmbedding { text }
         | Self::SearchEmbeddings { embedding: text, .. }) = self;
         if text.len() > QUESTION_BYTES_MAX {
@@ -117,6 +126,10 @@ impl Question {
                 check_key(key)?;
                 Ok(asking(What::CacheGet(v1::CacheGet { key: key.clone() })))
             }
+            Self::CacheExists { key } => {
+                check_key(key)?;
+                Ok(asking(What::CacheExists(v1::CacheExists { key: key.clone() })))
+            }
             Self::CreateEmbedding { text } => Ok(asking(What::CreateEmbedding(v1::CreateEmbedding {
                 text: text.clone(),
             }))),
@@ -138,8 +151,12 @@ impl Question {
     fn answer(&self, reply: v1::PullReply) -> Result<String, Problem> {
         match self {
             Self::Read { .. } => read::answer_json(reply).map(|answer| answer.to_string()),
-            Self::CacheGet { .. } | Self::CreateEmbedding { .. } | Self::SearchEmbeddings { .. } => match reply.what {
+            Self::CacheGet { .. }
+            | Self::CacheExists { .. }
+            | Self::CreateEmbedding { .. }
+            | Self::SearchEmbeddings { .. } => match reply.what {
                 Some(pull_reply::What::CacheValue(told)) => Ok(told.value),
+                Some(pull_reply::What::CacheFlag(there)) => Ok(there.to_string()),
                 Some(pull_reply::What::Embedding(told)) => Ok(json!(told.values).to_string()),
                 Some(pull_reply::What::Hits(told)) => {
                     Ok(Value::Array(told.hits.iter().map(hit_json).collect()).to_string())
@@ -192,6 +209,8 @@ pub(crate) struct Questions {
     places: Arc<Semaphore>,
     unanswered: Mutex<HashSet<Uuid>>,
     kept: Mutex<Kept>,
+    /// Who waited for an answer has waited in vain, and the hub has answered no question since.
+    silent: AtomicBool,
 }
 
 impl Questions {
@@ -202,6 +221,7 @@ impl Questions {
             places: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             unanswered: Mutex::default(),
             kept: Mutex::default(),
+            silent: AtomicBool::new(false),
         })
     }
 
@@ -218,6 +238,7 @@ impl Questions {
             }
         })?;
         if notify {
+            asker.events().check_answers()?;
             asker.events().reserve_settled()?;
         }
         let id = ids::new_id();
@@ -247,9 +268,25 @@ impl Questions {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for an answer, at most `timeout`; `UNKNOWN` where it is not there by then. After one such wait was in vain,
+    /// and where the link does not answer, gives what is there at once, until the hub answers a question again.
+    pub(crate) fn wait(&self, id: Uuid, link_answers: bool, timeout: Duration) -> Settled {
+        let results = self.asker.results();
+        let is_worth_waiting = link_answers && !self.silent.load(Ordering::Relaxed);
+        let settled = results.wait(id, Some(if is_worth_waiting { timeout } else { Duration::ZERO }));
+        if is_worth_waiting && settled.state == OperationState::Unknown {
+            self.silent.store(true, Ordering::Relaxed);
+        }
+        settled
+    }
+
     fn settle(&self, id: Uuid, settled: &Settled) {
         if !self.unanswered().remove(&id) {
             return;
+        }
+        let code = settled.problem.as_ref().map_or(Code::None, |problem| problem.code);
+        if !matches!(code, Code::HubUnavailable | Code::ShutDown) {
+            self.silent.store(false, Ordering::Relaxed);
         }
         let bytes = settled.data.as_ref().map_or(0, |data| data.len());
         self.asker.results().answer_question(id, settled);

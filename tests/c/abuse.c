@@ -119,6 +119,7 @@ void every_call_gives(p2p_sync_code wanted, p2p_sync_agent agent) {
 	GIVES(wanted, p2p_sync_submit_group(agent, &operation, 1, 0, &id));
 	GIVES(wanted, p2p_sync_get_result(agent, &id, &result));
 	GIVES(wanted, p2p_sync_wait(agent, &id, 1, &result));
+	GIVES(wanted, p2p_sync_wait_for_answer(agent, &id, &result));
 
 	char buffer[4096];
 	size_t size = 0;
@@ -206,6 +207,8 @@ static void nulls_are_refused_and_write_nothing(p2p_sync_agent agent) {
 	GIVES(is_null, p2p_sync_get_result(agent, &id, NULL));
 	GIVES(is_null, p2p_sync_wait(agent, NULL, 1, &result));
 	GIVES(is_null, p2p_sync_wait(agent, &id, 1, NULL));
+	GIVES(is_null, p2p_sync_wait_for_answer(agent, NULL, &result));
+	GIVES(is_null, p2p_sync_wait_for_answer(agent, &id, NULL));
 	GIVES(is_null, p2p_sync_ask(agent, NULL, &id));
 	GIVES(is_null, p2p_sync_get_data(agent, NULL, NULL, 0, NULL));
 	GIVES(is_null, p2p_sync_subscribe(agent, NULL, NULL));
@@ -250,6 +253,7 @@ static void misaligned_structs_are_refused(p2p_sync_agent agent) {
 	GIVES(is_bad, p2p_sync_submit_group(agent, odd, 1, 0, &id));
 	GIVES(is_bad, p2p_sync_get_result(agent, &id, odd));
 	GIVES(is_bad, p2p_sync_wait(agent, &id, 1, odd));
+	GIVES(is_bad, p2p_sync_wait_for_answer(agent, &id, odd));
 	GIVES(is_bad, p2p_sync_ask(agent, odd, &id));
 	GIVES(is_bad, p2p_sync_subscribe(agent, odd, &(uint64_t){0}));
 	GIVES(is_bad, p2p_sync_next_event(agent, odd, NULL, 0, NULL));
@@ -322,10 +326,6 @@ static void structs_of_other_sizes_have_a_code(p2p_sync_agent agent) {
 	GIVES(P2P_SYNC_OK, p2p_sync_submit_group(agent, &two[0].known, 2, 0, &id));
 	two[1].later[0] = 1;
 	GIVES(is_bad, p2p_sync_submit_group(agent, &two[0].known, 2, 0, &id));
-}
-
-static void texts_that_are_none_have_a_code(p2p_sync_agent agent) {
-	p2p_sync_id id;
 	two[1].later[0] = 0;
 
 	// An element of another size than the first would be read beyond its end.
@@ -341,6 +341,10 @@ static void texts_that_are_none_have_a_code(p2p_sync_agent agent) {
 	apart[1].struct_size = 4096;
 	GIVES(is_bad, p2p_sync_submit_group(agent, apart, 2, 0, &id));
 	free(apart);
+}
+
+static void texts_that_are_none_have_a_code(p2p_sync_agent agent) {
+	p2p_sync_id id;
 	const char *not_utf8 = "prontera\xff";
 	const p2p_sync_code is_bad = P2P_SYNC_ERR_BAD_TEXT;
 	GIVES(is_bad, p2p_sync_cache_set(agent, text_of(not_utf8), text_of("value"), 0));

@@ -288,6 +288,21 @@ private:
 	}
 	Answer cacheDelete(const Fields& fields) { return Answer().truth("ok", sync_.deleteCachedData(fields[1])); }
 	Answer cacheExists(const Fields& fields) { return Answer().truth("exists", sync_.exists(fields[1])); }
+	Answer existsAsk(const Fields& fields) {
+		std::string id;
+		const std::int64_t took = microseconds([&] { id = sync_.existsAsync(fields[1], noting("answer")); });
+		return taken(id, took);
+	}
+	Answer embedding(const Fields& fields) {
+		std::string told;
+		const std::int64_t took = microseconds([&] { told = sync_.createEmbedding(fields[1]); });
+		return Answer().text("embedding", told).number("us", took);
+	}
+	Answer similar(const Fields& fields) {
+		std::size_t found = 0;
+		const std::int64_t took = microseconds([&] { found = sync_.searchSimilarEmbeddings(fields[1]).size(); });
+		return Answer().number("found", static_cast<std::int64_t>(found)).number("us", took);
+	}
 	Answer publish(const Fields& fields) { return Answer().truth("ok", sync_.publish(fields[1], fields[2])); }
 
 	Answer subscribe(const Fields& fields) {
@@ -323,6 +338,7 @@ private:
 		told.number("taken", static_cast<std::int64_t>(is.taken)).number("refused", static_cast<std::int64_t>(is.refused));
 		told.number("applied", static_cast<std::int64_t>(is.applied));
 		told.number("timeouts", static_cast<std::int64_t>(is.timeouts));
+		told.number("limbo", static_cast<std::int64_t>(is.limbo));
 		told.number("texts_escaped", static_cast<std::int64_t>(is.texts_escaped));
 		return told;
 	}
@@ -338,7 +354,6 @@ private:
 	rathena::P2PDataSync& sync_ = rathena::P2PDataSync::getInstance();
 	const std::thread::id caller_ = std::this_thread::get_id();
 	bool is_processing_ = false;
-		told.number("limbo", static_cast<std::int64_t>(is.limbo));
 	bool logged_elsewhere_ = false;
 	std::vector<std::string> told_;
 };
@@ -363,6 +378,9 @@ const Puppet::Command Puppet::COMMANDS[] = {
 	{"cache_ask", 1, &Puppet::cacheAsk},
 	{"cache_delete", 1, &Puppet::cacheDelete},
 	{"cache_exists", 1, &Puppet::cacheExists},
+	{"exists_ask", 1, &Puppet::existsAsk},
+	{"embedding", 1, &Puppet::embedding},
+	{"similar", 1, &Puppet::similar},
 	{"publish", 2, &Puppet::publish},
 	{"subscribe", 1, &Puppet::subscribe},
 	{"unsubscribe", 1, &Puppet::unsubscribe},

@@ -236,6 +236,12 @@ impl Attached {
         self.questions.ask(&self.runtime()?, question, notify)
     }
 
+    /// As [`crate::Agent::wait_for_answer`]; the link includes the one to the agent.
+    pub fn wait_for_answer(&self, question_id: Uuid) -> Settled {
+        let answers = self.inner.answers.load(Ordering::SeqCst);
+        self.questions.wait(question_id, answers, self.critical_timeout())
+    }
+
     /// As [`crate::Agent::subscribe`], through the agent.
     pub fn subscribe(&self, subscription: Subscription) -> Result<u64, Problem> {
         self.subscriptions

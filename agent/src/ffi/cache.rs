@@ -65,6 +65,7 @@ pub unsafe extern "C" fn p2p_sync_cache_delete(agent: p2p_sync_agent, key: p2p_s
 }
 
 /// Whether the cache holds something under a key: 1 or 0 into `exists`. Any thread; waits as `p2p_sync_cache_get`.
+/// To ask without waiting: `P2P_SYNC_ASK_CACHE_EXISTS`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_cache_exists(
     agent: p2p_sync_agent,

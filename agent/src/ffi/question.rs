@@ -8,8 +8,8 @@ use super::{
     boundary::guarded,
     code::{self, p2p_sync_code},
     handle::{p2p_sync_agent, running},
-    operation::{get_id, p2p_sync_id, put_id},
-    text::{Versioned, bad_argument, null_argument, p2p_sync_text, put_text, read_struct},
+    operation::{get_id, p2p_sync_id, p2p_sync_result, put_id, result_of},
+    text::{Versioned, bad_argument, null_argument, p2p_sync_text, put_text, read_struct, struct_size, write_struct},
 };
 use crate::Question;
 
@@ -26,6 +26,8 @@ pub enum p2p_sync_question_kind {
     P2P_SYNC_ASK_EMBEDDING = 3,
     /// What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits.
     P2P_SYNC_ASK_SIMILAR = 4,
+    /// Whether the hub's cache holds a value under the key `text`: `true` or `false`.
+    P2P_SYNC_ASK_CACHE_EXISTS = 5,
 }
 
 /// A question. Zero-initialise it, then set `struct_size`. Texts are UTF-8, read during the call and not kept.
@@ -58,8 +60,9 @@ unsafe impl Versioned for p2p_sync_question {
 /// Asks the hub something and gives the question's id. Any thread; never waits.
 ///
 /// `p2p_sync_get_result` and `p2p_sync_wait` tell how far it is: APPLIED when answered (`p2p_sync_get_data`), REJECTED
-/// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within `critical_timeout_ms`. `id` is written on
-/// success alone. QUEUE_FULL while 256 questions are unanswered; BAD_REQUEST, SHUT_DOWN.
+/// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s. `id` is written on success alone.
+/// QUEUE_FULL while 256 questions are unanswered, and with `P2P_SYNC_NOTIFY` while 16 MiB of answers wait to be taken as
+/// events; BAD_REQUEST, SHUT_DOWN.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_ask(
     agent: p2p_sync_agent,
@@ -79,6 +82,27 @@ pub unsafe extern "C" fn p2p_sync_ask(
         // SAFETY: not null, and the caller's to be written.
         unsafe { put_id(taken, id) };
         Ok(())
+    })
+}
+
+/// Waits for the answer to a question, at most `critical_timeout_ms`. Any thread.
+///
+/// Without an answer by then `result->state` is UNKNOWN and the call succeeds: the question goes on. After one such timeout,
+/// and while the link does not answer, these calls give what is there at once, until the hub answers a question again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn p2p_sync_wait_for_answer(
+    agent: p2p_sync_agent,
+    id: *const p2p_sync_id,
+    result: *mut p2p_sync_result,
+) -> p2p_sync_code {
+    guarded(|| {
+        // SAFETY: the caller's word.
+        let id = unsafe { get_id(id) }?;
+        // SAFETY: the caller's word.
+        unsafe { struct_size(result, "result") }?;
+        let settled = running(agent)?.door.wait_for_answer(id);
+        // SAFETY: the caller's word.
+        unsafe { write_struct(&result_of(&settled), result, "result") }
     })
 }
 
@@ -109,7 +133,7 @@ pub unsafe extern "C" fn p2p_sync_get_data(
 /// The question's texts are readable.
 unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem> {
     use p2p_sync_question_kind::{
-        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR, P2P_SYNC_ASK_STATE,
+        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_CACHE_EXISTS, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR, P2P_SYNC_ASK_STATE,
     };
     // SAFETY: the caller's word.
     let (map, text) = unsafe { (question.map.utf8("question.map")?, question.text.utf8("question.text")?) };
@@ -126,6 +150,8 @@ unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem>
         })
     } else if is(P2P_SYNC_ASK_CACHE) {
         Ok(Question::CacheGet { key: text.to_owned() })
+    } else if is(P2P_SYNC_ASK_CACHE_EXISTS) {
+        Ok(Question::CacheExists { key: text.to_owned() })
     } else if is(P2P_SYNC_ASK_EMBEDDING) {
         Ok(Question::CreateEmbedding { text: text.to_owned() })
     } else if is(P2P_SYNC_ASK_SIMILAR) {

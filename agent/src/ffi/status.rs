@@ -43,7 +43,7 @@ pub struct p2p_sync_status {
     pub rejected: u64,
     /// Waiting calls that ended without an answer.
     pub timeouts: u64,
-    /// Operations with bytes that were no text of the server's code page.
+    /// Texts and operations with bytes that were no text of the server's code page.
     pub texts_escaped: u64,
     /// Came under a tenure that has passed.
     pub limbo: u64,
@@ -98,12 +98,13 @@ pub unsafe extern "C" fn p2p_sync_get_status_json(
         let mut told = serde_json::to_value(running.door.status()).expect("plain data");
         told["texts_escaped"] = running.texts_escaped.load(Ordering::Relaxed).into();
         // SAFETY: the caller's word.
-        unsafe { put_text(&json, buffer, capacity, size) }
+        unsafe { put_text(&told.to_string(), buffer, capacity, size) }
     })
 }
 
 /// Waits until everything taken is settled, at most `timeout_ms`; writes 1 into `drained` if it is, otherwise 0. Any
-/// thread; not from the game loop, unless it may stand still for so long.
+/// thread; not from the game loop, unless it may stand still for so long. Without waiting: all is settled when
+/// `pending_operations` and `outbox_operations` of `p2p_sync_get_status` are 0 at two looks half a second apart.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_flush(agent: p2p_sync_agent, timeout_ms: u32, drained: *mut u8) -> p2p_sync_code {
     guarded(|| {

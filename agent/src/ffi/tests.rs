@@ -49,6 +49,9 @@ fn exports() -> Vec<(&'static str, Call)> {
             p2p_sync_json_string(0, TEXT, null_mut(), 0, null_mut())
         }),
         ("p2p_sync_ask", || unsafe { p2p_sync_ask(0, null(), null_mut()) }),
+        ("p2p_sync_wait_for_answer", || unsafe {
+            p2p_sync_wait_for_answer(0, null(), null_mut())
+        }),
         ("p2p_sync_get_data", || unsafe {
             p2p_sync_get_data(0, null(), null_mut(), 0, null_mut())
         }),

@@ -221,6 +221,10 @@ fn what_is_cached_is_seen_at_once_and_by_the_next_start() {
         (&true.into(), &"a value".into()),
         "{told}"
     );
+    for (key, there) in [("key", "true"), ("no key", "false")] {
+        let id = puppet.id(&["exists_ask", key]);
+        assert_eq!(puppet.settled(&id)["data"], there, "{key}");
+    }
     assert_eq!(puppet.tell(&["cache_delete", "key"])["ok"], true);
     assert_eq!(puppet.tell(&["cache_exists", "key"])["exists"], false);
     assert_eq!(puppet.tell(&["cache_get", "key"])["value"], "");

@@ -91,6 +91,7 @@ fn invariant_05_a_map_servers_calls_wait_for_nothing_while_the_hub_is_frozen() {
         vec!["get_notified", &item, "0", "prontera", r#"{"entity":"1"}"#],
         vec!["cache_set", "key", "value", "0"],
         vec!["cache_ask", "another key"],
+        vec!["exists_ask", "another key"],
         vec!["process", "0"],
     ] {
         let answer = puppet.tell(&fields);
@@ -125,6 +126,28 @@ fn invariant_05_one_waiting_call_waits_its_timeout_the_next_not_at_all_until_the
     signal(&world, Signal::CONT);
     puppet.wait_for_link();
     world.assert_log_is_in_order_without_duplicates();
+}
+
+#[test]
+fn invariant_05_one_waiting_question_waits_its_timeout_the_next_not_at_all_until_the_hub_answers_again() {
+    let (world, mut puppet) = frozen();
+    let answer = puppet.tell(&["embedding", "a text"]);
+    assert!(
+        (CRITICAL_TIMEOUT_US..CRITICAL_TIMEOUT_US + PREEMPTION_US).contains(&took_us(&answer)),
+        "the first call: {answer}"
+    );
+    for _ in 0..50 {
+        for fields in [["embedding", "a text"], ["similar", "[0.5]"]] {
+            let answer = puppet.tell(&fields);
+            assert!(took_us(&answer) < PREEMPTION_US, "a call after the first: {answer}");
+        }
+    }
+    signal(&world, Signal::CONT);
+    puppet.wait_for_link();
+    assert!(
+        took_us(&puppet.tell(&["embedding", "a text"])) < 5_000_000,
+        "answered, or not waited for"
+    );
 }
 
 #[test]
