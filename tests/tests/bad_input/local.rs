@@ -249,6 +249,28 @@ fn invariant_07_a_refusal_that_a_connection_cut_off_is_told_again() {
 }
 
 #[test]
+fn invariant_12_what_programs_ask_the_hub_for_has_one_bound_for_all_of_them() {
+    let folder = Folder::new();
+    let agent = started(&folder, &[]);
+    // Nobody knows them, and the hub is not there to be asked.
+    let page: Vec<Uuid> = (0..512).map(Uuid::from_u128).collect();
+    let page = json!({"do": "states", "operation_ids": page}).to_string();
+    let (mut first, _) = Line::attached(&agent, Uuid::new_v4());
+    for _ in 1..262_144 / 512 {
+        first.say(&page);
+        first.read_until(|line| line["answered"] == true);
+    }
+    let (mut second, _) = Line::attached(&agent, Uuid::new_v4());
+    second.say(&page);
+    for _ in 0..4 {
+        let line = second.read_until(|line| line["status"].is_object() || line["answered"] == true);
+        assert!(line["status"].is_object(), "let ask for more: {line}");
+    }
+    drop(first);
+    second.read_until(|line| line["answered"] == true);
+}
+
+#[test]
 fn a_socket_of_another_agent_and_a_file_that_is_no_socket_are_left_alone() {
     let folder = Folder::new();
     let socket = folder.path("shared.sock");
