@@ -312,6 +312,11 @@ impl Results {
         self.look(operation_id)
     }
 
+    /// Whether an operation is known to be settled.
+    pub(crate) fn is_settled(&self, operation_id: Uuid) -> bool {
+        self.look(operation_id).state.is_settled()
+    }
+
     fn look(&self, id: Uuid) -> Settled {
         if let Some((ring, number)) = self.numbered(id)
             && let (Slot::Known(state), at) = ring.get(number)

@@ -267,7 +267,10 @@ impl Shared {
             // What is not on disk yet is taken out by the spooler, should it be written after all.
             _ => entry.spooled.then_some(Change::Remove(position)),
         };
-        self.counters.settled(settled.state);
+        // What was read back from disk as it was settled comes here twice.
+        if !self.results.is_settled(entry.operation_id) {
+            self.counters.settled(settled.state);
+        }
         // Told before the record goes: who is killed in between is told again, never left without an answer.
         self.results.note(entry.operation_id, position, settled);
         if let Some(change) = change {

@@ -344,6 +344,8 @@ impl Spooler {
         let mut entries = Vec::with_capacity(page.len());
         for (position, _, record) in page.into_iter().take_while(|(position, ..)| *position <= to) {
             match record.and_then(|record| entry_of(position, record)) {
+                // Settled since the last commit: the next one removes it.
+                Some(entry) if self.shared.results.is_settled(entry.operation_id) => {}
                 Some(entry) => entries.push(entry),
                 None => self.shared.set_aside_damaged(position),
             }

@@ -122,3 +122,27 @@ fn who_waits_for_a_flush_is_let_go_by_a_shutdown() {
     let flushed = ends("the flush", move || flushing.join().expect("no panic"));
     assert!(!flushed, "it is on disk, not settled");
 }
+
+#[test]
+fn what_comes_back_from_disk_as_it_is_settled_is_counted_once() {
+    let folder = folder();
+    let agent = Agent::start(config(folder.path())).expect("starts");
+    let payload = r#"{"char_id":1,"text":"heard once"}"#;
+    let id = agent
+        .submit(&submission(SyncDataType::ChatMessage, payload))
+        .expect("taken");
+    while agent.result(id).state != OperationState::Spooled || agent.shared.pending().bulk_ready() == 0 {
+        std::thread::yield_now();
+    }
+    let shared = &agent.shared;
+    let position = shared.pending().oldest().expect("it waits");
+    for _ in 0..2 {
+        let entry = shared.pending().remove(position).expect("it waits");
+        shared.push(entry.clone());
+        let flight = shared.pending().take_bulk(1).expect("it waits");
+        shared.answer(&flight, v1::BatchReply::default());
+        shared.push(entry);
+    }
+    assert_eq!(agent.result(id).state, OperationState::Applied);
+    assert_eq!(agent.status().counters.applied, 1);
+}
