@@ -183,7 +183,7 @@ async fn what_a_host_sends_is_stored_refused_and_read_by_both_lanes() {
     assert_eq!((reply.code(), reply.outcomes.len()), (Code::None, 1), "{reply:?}");
     assert_eq!(
         (reply.outcomes[0].index, reply.outcomes[0].code()),
-        (1, Code::SchemaViolation)
+        (1, Code::ImpossibleValue)
     );
 
     let first = hub.seal(Lane::Bulk, &batch(&[put(3, "prontera/MAP_STATE", r#"{"users":1}"#)]));

@@ -3,6 +3,7 @@
 //! An operation that is wrong is refused by itself and its neighbours go on; a message that is wrong as a whole is not
 //! decided at all. What an operation may do (leases, presence, order) is checked where it is stored.
 
+pub mod game_rule;
 mod group;
 pub mod schema;
 pub mod types_file;
@@ -290,11 +291,7 @@ impl Check<'_> {
             return Err(Problem::new(Code::TooLarge, sentence));
         }
         let (text, _) = json::check_bytes(bytes)?;
-        if let Some(schema) = &self.rules.of(policy.data_type).schema {
-            let value = serde_json::from_str(text)
-                .map_err(|error| Problem::new(Code::InvalidJson, format!("the payload is not valid JSON: {error}")))?;
-            schema.check(&value)?;
-        }
+        self.rules.of(policy.data_type).check(text)?;
         Ok(Some(text.to_owned()))
     }
 }

@@ -206,7 +206,12 @@ fn each_bad_payload_is_refused_with_its_code() {
         (with_payload(r#"{"a":"\u0000"}"#), Code::BadText),
         (with_payload(&deep), Code::TooDeep),
         (with_payload(&large), Code::TooLarge),
-        (with_payload(r#"{"monster_id":7,"hp":-1}"#), Code::SchemaViolation),
+        (with_payload(r#"{"monster_id":7,"hp":"1"}"#), Code::SchemaViolation),
+        (with_payload(r#"{"monster_id":7,"hp":-1}"#), Code::ImpossibleValue),
+        (
+            with_payload(r#"{"monster_id":7,"hp":4,"max_hp":3}"#),
+            Code::ImpossibleValue,
+        ),
     ]);
 }
 

@@ -13,11 +13,11 @@ use p2p_sync_proto::{
 use toml::{Table, Value};
 
 use self::section::Section;
-use super::schema::Schema;
+use super::{game_rule::GameRule, schema::Schema};
 use crate::operation::History;
 
 const BUILTIN: &str = include_str!("../../../conf/types.toml");
-const BUILTIN_SCHEMAS: [(&str, &str); 8] = [
+const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
     (
         "schemas/map_state.json",
         include_str!("../../../conf/schemas/map_state.json"),
@@ -50,6 +50,10 @@ const BUILTIN_SCHEMAS: [(&str, &str); 8] = [
         "schemas/player_data.json",
         include_str!("../../../conf/schemas/player_data.json"),
     ),
+    (
+        "schemas/player_presence.json",
+        include_str!("../../../conf/schemas/player_presence.json"),
+    ),
 ];
 
 /// What holds for one type on the hub, beyond the policy that agents get too.
@@ -59,6 +63,19 @@ pub struct TypeRules {
     pub history: History,
     /// What the payload has to look like.
     pub schema: Option<Schema>,
+    /// What holds between its members; none without a schema.
+    pub game_rules: Vec<GameRule>,
+}
+
+impl TypeRules {
+    /// Checks a payload that is JSON within its bounds (`SCHEMA_VIOLATION`, `IMPOSSIBLE_VALUE`).
+    pub fn check(&self, payload: &str) -> Result<(), Problem> {
+        let Some(schema) = &self.schema else { return Ok(()) };
+        let payload = serde_json::from_str(payload)
+            .map_err(|error| Problem::new(Code::InvalidJson, format!("the payload is not valid JSON: {error}")))?;
+        schema.check(&payload)?;
+        self.game_rules.iter().try_for_each(|rule| rule.check(&payload))
+    }
 }
 
 /// What holds for every type.
@@ -189,6 +206,7 @@ impl Default for TypeRules {
         Self {
             history: History::All,
             schema: None,
+            game_rules: Vec::new(),
         }
     }
 }

@@ -73,7 +73,7 @@ fn a_schema_violation_comes_back_to_the_command_line_and_stays_as_a_dead_letter(
     let credential = hub.add_host(1);
     let address = hub.start();
     let config = format!("main_server_endpoint = {address}\nencryption_key = {credential}\noutbox_path = outbox\n");
-    let bad = r#"{"monster_id":7,"hp":-3}"#;
+    let bad = r#"{"monster_id":7,"hp":"three"}"#;
     let told = folder.agent(&config, &["put", "MONSTER_DATA", "--map", "prontera", bad]);
     assert_eq!(told.exit_code, Some(1), "{told:?}");
     let settled: Value = serde_json::from_str(&told.out).expect("JSON");

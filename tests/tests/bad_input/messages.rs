@@ -20,7 +20,7 @@ type Spoil = fn(&mut v1::Operation);
 const SPOILT: [(Spoil, Code, &str); 20] = [
     (
         |op| op.payload = Some(full(r#"{"hp":-3}"#)),
-        Code::SchemaViolation,
+        Code::ImpossibleValue,
         "/hp: ",
     ),
     (

@@ -144,7 +144,7 @@ fn invariant_07_an_operation_that_the_hub_refuses_is_told_with_its_reason_and_re
         (&REJECTED.into(), &false.into()),
         "{told}"
     );
-    assert_eq!(told["code"], Code::SchemaViolation as i32, "{told}");
+    assert_eq!(told["code"], Code::ImpossibleValue as i32, "{told}");
     let result = puppet.tell(&["result", &id]);
     assert_eq!(
         (&result["state"], &result["message"]),

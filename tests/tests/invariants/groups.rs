@@ -85,7 +85,7 @@ fn invariant_07_a_group_that_the_hub_refuses_writes_nothing_and_is_a_readable_de
     let settled = agent.wait(id, Some(PATIENCE));
     assert_eq!(settled.state, OperationState::Rejected);
     let problem = settled.problem.expect("why");
-    assert_eq!(problem.code.label(), "SCHEMA_VIOLATION");
+    assert_eq!(problem.code.label(), "IMPOSSIBLE_VALUE");
     assert!(problem.sentence.starts_with("member 1 of the group"), "{problem}");
     assert_eq!(world.count("SELECT count(*) FROM p2p_sync.states"), 0);
     let kept = "SELECT count(*) FROM p2p_sync.rejected_operations \

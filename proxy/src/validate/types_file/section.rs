@@ -10,9 +10,12 @@ use p2p_sync_proto::{
 use toml::{Table, Value};
 
 use super::{TypeRules, bad};
-use crate::{operation::History, validate::schema::Schema};
+use crate::{
+    operation::History,
+    validate::{game_rule::GameRule, schema::Schema},
+};
 
-const MEMBERS: [&str; 8] = [
+const MEMBERS: [&str; 9] = [
     "owner",
     "keep",
     "critical",
@@ -21,6 +24,7 @@ const MEMBERS: [&str; 8] = [
     "history",
     "payload_bytes_max",
     "schema",
+    "rules",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -60,9 +64,11 @@ impl Section<'_> {
                 "belongs to types whose owner is \"char\", and only to those",
             );
         }
+        let schema = self.schema(schema);
         let rules = TypeRules {
             history: self.history(keep),
-            schema: self.schema(schema),
+            game_rules: self.game_rules(schema.as_ref()),
+            schema,
         };
         (policy, rules)
     }
@@ -170,6 +176,44 @@ impl Section<'_> {
         compiled
             .map_err(|error| self.refuse("schema", &format!("{name} {error}")))
             .ok()
+    }
+
+    /// A rule names members of the schema, so that a misspelt one does not hold for ever.
+    fn game_rules(&mut self, schema: Option<&Schema>) -> Vec<GameRule> {
+        let Some(value) = self.members.get("rules") else {
+            return Vec::new();
+        };
+        let texts: Option<Vec<&str>> = value
+            .as_array()
+            .and_then(|rules| rules.iter().map(Value::as_str).collect());
+        let Some(texts) = texts else {
+            self.refuse("rules", "expected a list of texts, e.g. [\"hp <= max_hp\"]");
+            return Vec::new();
+        };
+        let mut rules = Vec::new();
+        for text in texts {
+            match GameRule::parse(text) {
+                Ok(rule) => rules.push(rule),
+                Err(expected) => self.refuse("rules", &format!("{text:?}: {expected}")),
+            }
+        }
+        let Some(schema) = schema else {
+            // A schema that was given and does not compile has been told already.
+            if !rules.is_empty() && !self.members.contains_key("schema") {
+                self.refuse("rules", "compare members of the type's schema: give it one");
+            }
+            return Vec::new();
+        };
+        for member in rules.iter().flat_map(GameRule::members) {
+            if !schema.members().any(|known| known == member) {
+                let hint = match nearest(member, schema.members()) {
+                    Some(known) => format!("{member} is no member of the schema; did you mean {known}?"),
+                    None => format!("{member} is no member of the schema; describe it there"),
+                };
+                self.refuse("rules", &hint);
+            }
+        }
+        rules
     }
 }
 

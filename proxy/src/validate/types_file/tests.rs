@@ -73,24 +73,111 @@ fn what_is_kept_whole_cannot_be_sampled() {
 }
 
 #[test]
+fn rules_compare_members_that_the_schema_describes() {
+    let types = |rules: &str| {
+        format!(
+            "version = 2\n[MONSTER_DATA]\nowner = 'map'\nkeep = 'latest'\nentity_key = 'monster_id'\n\
+             schema = 'm.json'\nrules = {rules}\n"
+        )
+    };
+    let with_schema = |rules: &str| {
+        let schema = r#"{"properties": {"hp": {}, "max_hp": {}}}"#;
+        Rules::builtin().overlaid(&types(rules), |_| Ok(schema.to_owned()))
+    };
+    let rules = with_schema("['hp <= max_hp']").expect("valid");
+    let monster = rules.of(SyncDataType::MonsterData);
+    assert_eq!(monster.check(r#"{"hp":3,"max_hp":3}"#), Ok(()));
+    assert_eq!(
+        monster.check(r#"{"hp":4,"max_hp":3}"#).expect_err("too much").code,
+        Code::ImpossibleValue
+    );
+    for (rules, told) in [
+        (
+            "['hp <= max_hpp']",
+            "max_hpp is no member of the schema; did you mean max_hp?",
+        ),
+        ("['hp <= zeny']", "zeny is no member of the schema; describe it there"),
+        ("['hp < max_hp']", "\"hp < max_hp\": expected `<member> <= <member>`"),
+        ("'hp <= max_hp'", "expected a list of texts"),
+    ] {
+        let problems = with_schema(rules).expect_err(rules).to_string();
+        assert!(
+            problems.contains("[MONSTER_DATA] rules: ") && problems.contains(told),
+            "{problems}"
+        );
+    }
+    let bare = "version = 2\n[CRITICAL_GAME_STATE]\nowner = 'map'\nkeep = 'every'\nrules = ['a <= b']\n";
+    let problems = overlay(bare).expect_err("no schema").to_string();
+    assert!(problems.contains("give it one"), "{problems}");
+}
+
+/// Payloads as a map server writes them.
+const NPC: &str = r#"{"event":"state","npc_id":110007614,"x":90,"y":153,"class":-1}"#;
+const MONSTER: &str = r#"{"event":"spawn","monster_id":110027938,"mob_id":2741,"x":280,"y":65,"hp":49912004,"max_hp":49912004,"speed":300}"#;
+const PLAYER: &str = r#"{"event":"move","char_id":150001,"x":149,"y":186,"dir":7,"hp":20123,"max_hp":20443,"sp":391,"max_sp":391,"base_level":99,"speed":150,"new":true}"#;
+const CHARACTER: &str = r#"{"char_id":150001,"name":"Poring Fan","base_level":99,"job_level":50,"zeny":2147483647,"hp":20123,"max_hp":20443,"sp":391,"max_sp":391}"#;
+const DROP: &str = r#"{"event":"drop","drop_id":55,"item_id":909,"amount":30000,"x":241,"y":390}"#;
+
+#[test]
 fn one_event_of_each_kind_of_the_recording_fits_its_schema() {
     let rules = Rules::builtin();
-    let fits = |data_type, payload: &str| {
-        let payload = serde_json::from_str(payload).expect("JSON");
-        rules.of(data_type).schema.as_ref().expect("a schema").check(&payload)
-    };
-    let npc = r#"{"event":"state","npc_id":110007614,"x":90,"y":153,"class":-1}"#;
-    let monster = r#"{"event":"spawn","monster_id":110027938,"mob_id":2741,"x":280,"y":65,"hp":49912004,"max_hp":49912004,"speed":300}"#;
-    let player = r#"{"event":"move","char_id":150001,"x":149,"y":186,"dir":7,"hp":20123,"max_hp":20443,"sp":391,"max_sp":391,"base_level":99,"speed":150,"new":true}"#;
-    let map = r#"{"map_name":"gef_fild07","users":5,"npcs":10,"width":380,"height":380,"is_vps_hosted":false}"#;
-    let chat = r#"{"char_id":150021,"name":"bot0021","text":"hello from 198,203"}"#;
-    let drop = r#"{"event":"gone","drop_id":55,"x":241,"y":390}"#;
-    assert_eq!(fits(SyncDataType::NpcState, npc), Ok(()));
-    assert_eq!(fits(SyncDataType::MonsterData, monster), Ok(()));
-    assert_eq!(fits(SyncDataType::PlayerPosition, player), Ok(()));
-    assert_eq!(fits(SyncDataType::MapState, map), Ok(()));
-    assert_eq!(fits(SyncDataType::ChatMessage, chat), Ok(()));
-    assert_eq!(fits(SyncDataType::ItemDrop, drop), Ok(()));
-    fits(SyncDataType::PlayerPosition, &player.replace("20123", "-1")).expect_err("hp below 0");
-    fits(SyncDataType::PlayerPosition, &player.replace("99", "276")).expect_err("above the highest level");
+    for (data_type, payload) in [
+        (SyncDataType::NpcState, NPC),
+        (SyncDataType::MonsterData, MONSTER),
+        (SyncDataType::PlayerPosition, PLAYER),
+        (SyncDataType::PlayerPresence, PLAYER),
+        (SyncDataType::PlayerPresence, r#"{"event":"enter","char_id":150001}"#),
+        (SyncDataType::PlayerData, CHARACTER),
+        (SyncDataType::ItemDrop, DROP),
+        (
+            SyncDataType::ItemDrop,
+            r#"{"event":"gone","drop_id":55,"x":241,"y":390}"#,
+        ),
+        (
+            SyncDataType::MapState,
+            r#"{"map_name":"gef_fild07","users":5,"npcs":10,"width":380,"height":380,"is_vps_hosted":false}"#,
+        ),
+        (
+            SyncDataType::ChatMessage,
+            r#"{"char_id":150021,"name":"bot0021","text":"hello from 198,203"}"#,
+        ),
+    ] {
+        assert_eq!(rules.of(data_type).check(payload), Ok(()), "{payload}");
+    }
+}
+
+#[test]
+fn what_the_game_does_not_have_is_impossible() {
+    let rules = Rules::builtin();
+    let player = (SyncDataType::PlayerPosition, PLAYER);
+    let presence = (SyncDataType::PlayerPresence, PLAYER);
+    let character = (SyncDataType::PlayerData, CHARACTER);
+    let monster = (SyncDataType::MonsterData, MONSTER);
+    let drop = (SyncDataType::ItemDrop, DROP);
+    for ((data_type, payload), honest, forged, place) in [
+        (player, "20123", "-1", "/hp: "),
+        (player, "20123", "20444", "/hp: "),
+        (player, "\"sp\":391", "\"sp\":392", "/sp: "),
+        (player, "99", "276", "/base_level: "),
+        (player, "99", "0", "/base_level: "),
+        (player, "149", "1024", "/x: "),
+        (player, "186", "-1", "/y: "),
+        (player, "150,", "19,", "/speed: "),
+        (presence, "20123", "20444", "/hp: "),
+        (character, "20123", "20444", "/hp: "),
+        (character, "2147483647", "2147483648", "/zeny: "),
+        (character, "2147483647", "-1", "/zeny: "),
+        (monster, "\"hp\":49912004", "\"hp\":49912005", "/hp: "),
+        (monster, "\"max_hp\":49912004", "\"max_hp\":2147483648", "/max_hp: "),
+        (drop, "30000", "30001", "/amount: "),
+        (drop, "30000", "0", "/amount: "),
+    ] {
+        assert!(payload.contains(honest), "{honest}");
+        let problem = rules
+            .of(data_type)
+            .check(&payload.replace(honest, forged))
+            .expect_err(place);
+        assert_eq!(problem.code, Code::ImpossibleValue, "{problem}");
+        assert!(problem.sentence.starts_with(place), "{problem}");
+    }
 }
