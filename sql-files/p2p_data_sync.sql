@@ -225,7 +225,12 @@ CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
 );
 CREATE INDEX IF NOT EXISTS security_validations_by_host ON p2p_sync.security_validations (host_id, received_at);
 COMMENT ON TABLE p2p_sync.security_validations IS
-    'What was found against a host, and by which rule. Not yet written by this version';
+    'What was found against a host, and by which rule; kept as long as the log';
+COMMENT ON COLUMN p2p_sync.security_validations.verdict IS
+    'flagged: stored, and suspicious. refused: not stored; refusals by one rule are one row a minute, of the first of them, and '
+    'details counts its operations. reported by host: the host''s word about others, never this hub''s verdict';
+COMMENT ON COLUMN p2p_sync.security_validations.rule IS
+    'Of what was refused the code; automatic_lock where so many refusals locked the host';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.cache (
     owner       text COLLATE "C" NOT NULL,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use p2p_sync_proto::{Code, Problem, settings::Problems, v1};
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, oneshot, watch},
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
@@ -29,6 +29,7 @@ use crate::{
     redis_client,
     store::{Claim, Connection, Store},
     validate::types_file::Rules,
+    verdicts::Verdicts,
 };
 
 /// Between two questions whether the database answers.
@@ -96,6 +97,7 @@ impl App {
             publisher,
             host_cache,
             timeline: timeline.into(),
+            verdicts: Verdicts::new(config.pace, config.lock_rule),
             writes: Writes::default(),
             reads: Semaphore::new(READS_MAX),
             draining: drained,
@@ -127,6 +129,10 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(probe(Arc::clone(&hub), health.clone()));
         background.spawn(maintain(hub.store.clone()));
+        // Not among these: it ends after the last write, and then by itself.
+        let (writing, all_written) = oneshot::channel();
+        let judge = Arc::clone(&hub);
+        let judging = tokio::spawn(async move { judge.verdicts.run(&judge.store, &judge.opener, all_written).await });
 
         let mut routes = Routes::builder();
         routes.add_service(health_service);
@@ -158,6 +164,10 @@ impl App {
         };
         if timeout(DRAIN_TIMEOUT, hub.writes.drained()).await.is_err() {
             tracing::warn!("writes are cut off that did not end in time; their senders send them again");
+        }
+        drop(writing);
+        if timeout(DRAIN_TIMEOUT, judging).await.is_err() {
+            tracing::warn!("the last verdicts are not written: the database does not answer");
         }
         hub.cache.flushed().await;
         hub.store.close().await;

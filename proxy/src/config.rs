@@ -14,13 +14,14 @@ use p2p_sync_proto::{
 use crate::{
     secret::Secret,
     store::{Connection, StoreConfig, parse_url},
+    verdicts::{LockRule, movement::Pace},
 };
 
 /// The file that the program reads where its command names none and this one is there; from the current folder.
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 26] = [
+pub const KEYS: [Key; 30] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("allow_insecure", "no"),
@@ -45,6 +46,10 @@ pub const KEYS: [Key; 26] = [
     Key::new("cache_entries_max", "50000"),
     Key::new("keyring_file", ""),
     Key::new("types_file", ""),
+    Key::new("movement_ms_per_cell", "150"),
+    Key::new("movement_ms_per_cell_min", "20"),
+    Key::new("forgery_lock_threshold", "100"),
+    Key::new("forgery_lock_window_seconds", "600"),
     Key::new("log_level", "info"),
     Key::new("log_format", "text"),
 ];
@@ -75,6 +80,10 @@ pub struct Config {
     pub keyring_file: PathBuf,
     /// Absent: the built-in rules.
     pub types_file: Option<PathBuf>,
+    /// What a cell takes a character.
+    pub pace: Pace,
+    /// Absent: forgery locks nobody.
+    pub lock_rule: Option<LockRule>,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -165,6 +174,11 @@ impl Config {
             types_file: Some(raw.text("types_file"))
                 .filter(|file| !file.is_empty())
                 .map(|file| folder.join(file)),
+            pace: Pace {
+                ms_per_cell: raw.number("movement_ms_per_cell", 1..=10_000),
+                ms_per_cell_min: raw.number("movement_ms_per_cell_min", 1..=10_000),
+            },
+            lock_rule: lock_rule(&mut raw),
             log: log(&mut raw),
         };
         raw.finish(config)
@@ -264,6 +278,14 @@ fn redis(raw: &mut Settings) -> Option<Redis> {
         prefix,
     };
     Some(redis).filter(|redis| !redis.host.is_empty())
+}
+
+fn lock_rule(raw: &mut Settings) -> Option<LockRule> {
+    let rule = LockRule {
+        threshold: raw.number("forgery_lock_threshold", 0..=1_000_000),
+        window: Duration::from_secs(raw.number("forgery_lock_window_seconds", 1..=86_400)),
+    };
+    Some(rule).filter(|rule| rule.threshold > 0)
 }
 
 fn log(raw: &mut Settings) -> Log {

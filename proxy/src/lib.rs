@@ -20,3 +20,4 @@ pub mod redis_client;
 pub mod secret;
 pub mod store;
 pub mod validate;
+pub mod verdicts;

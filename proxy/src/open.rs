@@ -158,6 +158,11 @@ impl Opener {
         })
     }
 
+    /// Asks the database anew for a host, at its next message.
+    pub fn forget(&self, host_id: Uuid) {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).pop(&host_id);
+    }
+
     fn unseal<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Option<(Arc<HostKeys>, M)> {
         let name = (label.key_id.clone(), label.host_id, label.generation);
         let remembered = self

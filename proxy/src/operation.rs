@@ -3,6 +3,8 @@
 use p2p_sync_proto::{Code, Path, Position, Problem, envelope::Lane, policy::Keep, v1};
 use uuid::Uuid;
 
+use crate::verdicts::movement::Step;
+
 /// Largest tenure, incarnation, sequence or edit number that Postgres can count with, range bounds included.
 ///
 /// Validation refuses larger ones with `BAD_OPERATION`.
@@ -59,6 +61,8 @@ pub struct ValidOp {
     pub payload: Option<String>,
     /// A member of a group: stored with the others or not at all.
     pub in_group: bool,
+    /// Which character is where by it, for types whose movement is scored.
+    pub step: Option<(u64, Step)>,
 }
 
 /// An operation that validation refused. It is kept with its reason, and its position counts as settled.

@@ -1,8 +1,11 @@
 //! The way of a message of operations, from its seal to its answer.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use p2p_sync_proto::{Code, Problem, envelope::Lane, v1};
@@ -17,6 +20,7 @@ use crate::{
     publish::Publisher,
     store::Store,
     validate::{types_file::Rules, validate},
+    verdicts::Verdicts,
 };
 
 /// Messages that are opened, checked or stored at one time, each at most 2 MiB of operations and as much of envelope.
@@ -45,6 +49,8 @@ pub struct Hub {
     pub host_cache: HostCache,
     /// The hub's timeline as the database told it last.
     pub timeline: AtomicU64,
+    /// What was found against hosts.
+    pub verdicts: Verdicts,
     /// How much is written at one time.
     pub writes: Writes,
     /// How much is read at one time.
@@ -55,22 +61,28 @@ pub struct Hub {
 
 /// The whole way, stage by stage: each takes what the one before made, so that none can be left out.
 async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Result<v1::Sealed, Status> {
+    let received = Instant::now();
     let authenticated = hub.opener.open(lane, sealed).await?;
     let (sender, valid) = validate(&hub.rules, authenticated).await;
     turn.come().await;
-    let committed = match valid {
+    let committed = match &valid {
         Ok(valid) => hub
             .store
-            .apply(&valid)
+            .apply(valid)
             .await
-            .map_err(|unavailable| undecided(hub, &valid, unavailable.into())),
-        Err(problem) => Err(problem),
+            .map_err(|unavailable| undecided(hub, valid, unavailable.into())),
+        Err(problem) => Err(problem.clone()),
     };
-    if let Ok(committed) = &committed {
-        // Both only queue: what they do with it happens beside the answer, and fails without it.
-        hub.cache.put(&committed.changes);
-        hub.publisher.publish(&committed.changes);
-        hub.timeline.store(committed.timeline, Ordering::Relaxed);
+    // All of these only queue: what they do with it happens beside the answer, and fails without it.
+    match (&valid, &committed) {
+        (Ok(valid), Ok(committed)) => {
+            hub.cache.put(&committed.changes);
+            hub.publisher.publish(&committed.changes);
+            hub.verdicts.judge(received, valid, committed);
+            hub.timeline.store(committed.timeline, Ordering::Relaxed);
+        }
+        (Err(problem), _) => hub.verdicts.judge_message(received, sender.host_id(), problem),
+        _ => {}
     }
     drop(turn);
     Ok(sender.seal(&reply(hub.timeline.load(Ordering::Relaxed), committed)))

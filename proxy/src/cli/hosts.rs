@@ -1,4 +1,4 @@
-//! `hosts add|list|status`
+//! `hosts add|list|show|lock|unlock|status|verdicts`
 
 use clap::Subcommand;
 use p2p_sync_proto::{Code, Problem, settings::Problems};
@@ -9,7 +9,7 @@ use crate::{
     app::load_keyring,
     config::Config,
     keyring::Keyring,
-    store::{HostStatus, Store},
+    store::{HostRow, HostStatus, Store},
 };
 
 /// What to do with the volunteers' machines.
@@ -26,6 +26,30 @@ pub(super) enum Hosts {
     },
     /// Show all machines.
     List,
+    /// Show one machine, and how often which rule was found broken.
+    Show {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+    },
+    /// Keep a machine out, until `unlock`; what it has to send waits in its outbox. Takes hold within 2 seconds.
+    Lock {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+    },
+    /// Let a locked machine in again, with a new start where it was locked for forgery.
+    Unlock {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+    },
+    /// Show what was found against a machine, and what it reported of others: the newest first, one a line, the evidence
+    /// last.
+    Verdicts {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value = "100")]
+        limit: u32,
+    },
     /// Say whether a machine may take part; takes hold within 2 seconds.
     Status {
         /// As `hosts list` shows it.
@@ -45,6 +69,10 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
     let done = match hosts {
         Hosts::Add { account, name } => add(&store, &config, *account, name).await,
         Hosts::List => list(&store).await,
+        Hosts::Show { host_id } => show(&store, *host_id).await,
+        Hosts::Lock { host_id } => change(&store, *host_id, HostStatus::Locked).await,
+        Hosts::Unlock { host_id } => change(&store, *host_id, HostStatus::Active).await,
+        Hosts::Verdicts { host_id, limit } => verdicts(&store, *host_id, *limit).await,
         Hosts::Status { host_id, status } => set_status(&store, *host_id, *status).await,
     };
     store.close().await;
@@ -65,25 +93,76 @@ async fn add(store: &Store, config: &Config, account: u32, name: &str) -> Result
 
 async fn list(store: &Store) -> Result<(), Problem> {
     for host in store.hosts().await? {
+        println!("{}", line(&host));
+    }
+    Ok(())
+}
+
+fn line(host: &HostRow) -> String {
+    format!(
+        "{} {} account={} key={} generation={} {}",
+        host.host_id,
+        host.status.as_str(),
+        host.account_id,
+        host.key_id,
+        host.generation,
+        host.name
+    )
+}
+
+async fn show(store: &Store, host_id: Uuid) -> Result<(), Problem> {
+    println!("{}", line(&find(store, host_id).await?));
+    for sum in store.verdict_sums(host_id).await? {
         println!(
-            "{} {} account={} key={} generation={} {}",
-            host.host_id,
-            host.status.as_str(),
-            host.account_id,
-            host.key_id,
-            host.generation,
-            host.name
+            "{} {} rows={} operations={}",
+            sum.verdict, sum.rule, sum.rows, sum.operations
         );
     }
     Ok(())
+}
+
+/// Between active and locked; who is revoked stays out.
+async fn change(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {
+    if find(store, host_id).await?.status == HostStatus::Revoked {
+        let sentence =
+            format!("host {host_id} is revoked for good: admit the machine anew with `p2p-sync-proxy hosts add`");
+        return Err(Problem::new(Code::Revoked, sentence));
+    }
+    set_status(store, host_id, status).await
+}
+
+async fn verdicts(store: &Store, host_id: Uuid, limit: u32) -> Result<(), Problem> {
+    find(store, host_id).await?;
+    for verdict in store.verdicts(host_id, limit).await? {
+        // Paths are the host's own words: nothing of them may steer the terminal.
+        let path = verdict.path.unwrap_or_default();
+        let operation = verdict.operation_id.map(|id| id.to_string()).unwrap_or_default();
+        println!(
+            "{} {} {} path={} operation={operation} {}",
+            verdict.at,
+            verdict.verdict,
+            verdict.rule,
+            path.escape_debug(),
+            verdict.details.replace(char::is_control, " ")
+        );
+    }
+    Ok(())
+}
+
+async fn find(store: &Store, host_id: Uuid) -> Result<HostRow, Problem> {
+    store.host(host_id).await?.ok_or_else(|| unknown(host_id))
 }
 
 async fn set_status(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {
     if store.set_host_status(host_id, status).await? {
         return Ok(());
     }
-    Err(Problem::new(
+    Err(unknown(host_id))
+}
+
+fn unknown(host_id: Uuid) -> Problem {
+    Problem::new(
         Code::NotFound,
         format!("there is no host {host_id}: see `p2p-sync-proxy hosts list`"),
-    ))
+    )
 }

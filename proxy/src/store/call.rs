@@ -250,7 +250,7 @@ pub(super) fn code_of(number: i32) -> Code {
 }
 
 /// Postgres' texts hold everything but NUL.
-pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
+pub(crate) fn without_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
     } else {

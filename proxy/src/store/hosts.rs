@@ -42,7 +42,7 @@ pub(super) const FORGET_CLOSED: &str = "DELETE FROM p2p_sync.settled_sequences A
 pub enum HostStatus {
     /// It may.
     Active,
-    /// Its credential was seen in two places; an operator decides.
+    /// Its credential was seen in two places, it forged operations, or an operator said so; an operator decides.
     Locked,
     /// Never again.
     Revoked,
@@ -136,7 +136,11 @@ impl Store {
         Ok(self.write(SET, &[&host_id, &status.as_str()]).await? > 0)
     }
 
-    async fn write(&self, sql: &str, values: &[&(dyn tokio_postgres::types::ToSql + Sync)]) -> Result<u64, Problem> {
+    pub(super) async fn write(
+        &self,
+        sql: &str,
+        values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<u64, Problem> {
         let client = self.reads().await?;
         let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
         let rows = client

@@ -34,6 +34,9 @@ const PURGE_REJECTED: &str = "DELETE FROM p2p_sync.rejected_operations AS r \
         SELECT FROM p2p_sync.settled_sequences AS s \
         WHERE s.host_id = r.host_id AND s.incarnation >= r.incarnation AND s.closed))";
 
+const PURGE_VERDICTS: &str =
+    "DELETE FROM p2p_sync.security_validations WHERE received_at < now() - make_interval(days => $1)";
+
 /// What maintenance did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Maintained {
@@ -45,6 +48,8 @@ pub struct Maintained {
     pub tombstones_purged: u64,
     /// Dead letters that are forgotten.
     pub rejections_purged: u64,
+    /// What was found against hosts, as old as the log.
+    pub verdicts_purged: u64,
 }
 
 impl Store {
@@ -65,6 +70,7 @@ impl Store {
                 hosts_closed,
                 tombstones_purged: client.execute(PURGE_TOMBSTONES, &[&tombstone_days]).await?,
                 rejections_purged: client.execute(PURGE_REJECTED, &[&tombstone_days]).await?,
+                verdicts_purged: client.execute(PURGE_VERDICTS, &[&log_days]).await?,
             })
         };
         let done = done.await.map_err(|error| unavailable(&error))?;

@@ -1,8 +1,8 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
-//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `schema` and `maintain` keep the
-//! tables, and `embedded` runs a Postgres inside this process where there is none outside.
+//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `verdicts` what was found against
+//! them, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
@@ -14,6 +14,7 @@ mod maintain;
 mod pools;
 mod read;
 pub mod schema;
+mod verdicts;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,10 +23,12 @@ use p2p_sync_proto::{Code, Problem, envelope::Lane};
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
+pub(crate) use call::without_nul;
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use maintain::Maintained;
 pub use pools::parse_url;
 pub use read::StateRow;
+pub use verdicts::{VerdictRow, VerdictSum};
 
 use crate::secret::Secret;
 use pools::Pools;

@@ -14,7 +14,7 @@ use p2p_sync_proto::{
     Code, Path, Policy, Position, Problem, Scope,
     group::{Glance, check_members, readable},
     ids::read_id,
-    json,
+    json::{self, Facts},
     limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
     path::check_map,
     policy::Owner,
@@ -205,6 +205,9 @@ impl Check<'_> {
             _ if op.map.is_empty() => "",
             _ => check_map(&op.map).map(|()| op.map.as_str())?,
         };
+        let payload = self.payload(op.payload.as_ref(), deleted, policy)?;
+        let step = self.rules.step(&parts, payload.as_ref().map(|(_, facts)| facts));
+        let payload = payload.map(|(text, _)| text);
         Ok(ValidOp {
             index,
             operation_id,
@@ -219,8 +222,9 @@ impl Check<'_> {
             hub_edit_seen: op.hub_edit_seen,
             predecessor: op.predecessor.map(Position::from),
             made_at_ms: op.made_at_ms,
-            payload: self.payload(op.payload.as_ref(), deleted, policy)?,
+            payload: payload.map(str::to_owned),
             in_group: false,
+            step,
             path,
         })
     }
@@ -274,7 +278,12 @@ impl Check<'_> {
         }
     }
 
-    fn payload(&self, given: Option<&Payload>, deleted: bool, policy: &Policy) -> Result<Option<String>, Problem> {
+    fn payload<'p>(
+        &self,
+        given: Option<&'p Payload>,
+        deleted: bool,
+        policy: &Policy,
+    ) -> Result<Option<(&'p str, Facts<'p>)>, Problem> {
         let bytes = match given {
             None if deleted => return Ok(None),
             None => return Err(bad("a PUT carries a payload")),
@@ -290,9 +299,9 @@ impl Check<'_> {
             let sentence = format!("the payload has {length} bytes; a {name} has at most {bytes_max}: split it");
             return Err(Problem::new(Code::TooLarge, sentence));
         }
-        let (text, _) = json::check_bytes(bytes)?;
+        let (text, facts) = json::check_bytes(bytes)?;
         self.rules.of(policy.data_type).check(text)?;
-        Ok(Some(text.to_owned()))
+        Ok(Some((text, facts)))
     }
 }
 

@@ -2,10 +2,15 @@
 
 mod section;
 
-use std::path::Path;
+use std::{
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    path::Path,
+};
 
 use p2p_sync_proto::{
-    Code, Policies, Policy, Problem,
+    Code, Policies, Policy, Problem, Scope,
+    json::Facts,
+    path::Parts,
     policy::{TYPES, parse_type},
     settings::Problems,
     v1::SyncDataType,
@@ -14,7 +19,7 @@ use toml::{Table, Value};
 
 use self::section::Section;
 use super::{game_rule::GameRule, schema::Schema};
-use crate::operation::History;
+use crate::{operation::History, verdicts::movement::Step};
 
 const BUILTIN: &str = include_str!("../../../conf/types.toml");
 const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
@@ -65,6 +70,8 @@ pub struct TypeRules {
     pub schema: Option<Schema>,
     /// What holds between its members; none without a schema.
     pub game_rules: Vec<GameRule>,
+    /// Whether its operations say where a character is, and how it moves is scored.
+    pub movement: bool,
 }
 
 impl TypeRules {
@@ -119,6 +126,23 @@ impl Rules {
     /// What holds for a type on the hub.
     pub fn of(&self, data_type: SyncDataType) -> &TypeRules {
         &self.by_type[data_type as usize]
+    }
+
+    /// Which character is where by an operation, for types whose movement is scored; `facts` of its payload, if any.
+    pub fn step(&self, parts: &Parts<'_>, facts: Option<&Facts<'_>>) -> Option<(u64, Step)> {
+        if !self.of(parts.data_type).movement {
+            return None;
+        }
+        let step = facts.map_or_else(Step::gone, Step::read);
+        match parts.scope {
+            // Coming and going is never walked.
+            Scope::Char(id) => Some((id, step.warped())),
+            // A character that is named by no number is one all the same.
+            _ => parts.entity.map(|entity| {
+                let by_name = || BuildHasherDefault::<DefaultHasher>::default().hash_one(entity);
+                (entity.parse().unwrap_or_else(|_| by_name()), step)
+            }),
+        }
     }
 
     /// Whether an operation of this type that was made by the built-in policies has the path it should have.
@@ -207,6 +231,7 @@ impl Default for TypeRules {
             history: History::All,
             schema: None,
             game_rules: Vec::new(),
+            movement: false,
         }
     }
 }

@@ -14,6 +14,11 @@ use p2p_sync_tests::stack::{Hub, HubDatabase};
 use prost::{Message, bytes::Bytes};
 use tonic::transport::Channel;
 use uuid::Uuid;
+#[cfg(feature = "servers")]
+use {
+    p2p_sync_proto::v1::bulk_client::BulkClient, tokio::sync::mpsc, tokio_stream::wrappers::ReceiverStream,
+    tonic::Streaming,
+};
 
 use crate::door::{Folder, program};
 
@@ -72,6 +77,23 @@ impl Forger {
             .apply(self.seal(Lane::Critical, &batch))
             .await;
         self.open(&answer.expect("answered").into_inner())
+    }
+
+    /// A batch as it travels by a stream.
+    #[cfg(feature = "servers")]
+    pub(crate) fn batch(&self, operations: Vec<Bytes>) -> v1::Sealed {
+        let withdrawn = Vec::new();
+        self.seal(Lane::Bulk, &v1::OperationBatch { operations, withdrawn })
+    }
+
+    /// Opens a stream of batches: what is sent there, and what comes back.
+    #[cfg(feature = "servers")]
+    pub(crate) async fn stream(&self) -> (mpsc::Sender<v1::Sealed>, Streaming<v1::Sealed>) {
+        let (batches, waiting) = mpsc::channel(8);
+        let answers = BulkClient::new(self.channel.clone())
+            .stream(ReceiverStream::new(waiting))
+            .await;
+        (batches, answers.expect("the hub takes a stream").into_inner())
     }
 
     pub(crate) async fn pull(&self, what: Option<What>) -> Result<v1::PullReply, tonic::Status> {

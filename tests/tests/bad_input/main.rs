@@ -10,3 +10,5 @@ mod operations;
 #[cfg(feature = "servers")]
 mod servers;
 mod settings;
+#[cfg(feature = "servers")]
+mod trust;

@@ -95,6 +95,7 @@ pub(crate) fn put(path: &str, sequence: u64) -> ValidOp {
         made_at_ms: 1_700_000_000_000,
         payload: Some(format!("{{\"n\": {sequence}}}")),
         in_group: false,
+        step: None,
     }
 }
 

@@ -9,3 +9,4 @@ mod repetition;
 mod schema;
 mod streams;
 mod upkeep;
+mod verdicts;

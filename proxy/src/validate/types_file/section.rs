@@ -15,7 +15,7 @@ use crate::{
     validate::{game_rule::GameRule, schema::Schema},
 };
 
-const MEMBERS: [&str; 9] = [
+const MEMBERS: [&str; 10] = [
     "owner",
     "keep",
     "critical",
@@ -25,6 +25,7 @@ const MEMBERS: [&str; 9] = [
     "payload_bytes_max",
     "schema",
     "rules",
+    "movement",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -53,7 +54,7 @@ impl Section<'_> {
             data_type,
             owner,
             keep,
-            critical: self.critical(),
+            critical: self.switch("critical"),
             owner_key: self.text("owner_key"),
             entity_key: self.text("entity_key"),
             payload_bytes_max: self.payload_bytes_max(),
@@ -69,6 +70,7 @@ impl Section<'_> {
             history: self.history(keep),
             game_rules: self.game_rules(schema.as_ref()),
             schema,
+            movement: self.switch("movement"),
         };
         (policy, rules)
     }
@@ -108,12 +110,12 @@ impl Section<'_> {
         text.map(str::to_owned)
     }
 
-    fn critical(&mut self) -> bool {
-        match self.members.get("critical") {
+    fn switch(&mut self, member: &str) -> bool {
+        match self.members.get(member) {
             None => false,
-            Some(Value::Boolean(critical)) => *critical,
+            Some(Value::Boolean(on)) => *on,
             Some(_) => {
-                self.refuse("critical", "expected true or false");
+                self.refuse(member, "expected true or false");
                 false
             }
         }

@@ -1,0 +1,311 @@
+//! Hosts that forge, and what becomes of them: a hub on a Postgres server, its table of verdicts, and its locks.
+
+use std::time::Duration;
+
+use p2p_sync_proto::{
+    Code,
+    ids::new_id,
+    keys::Credential,
+    v1::{self, SyncDataType},
+};
+use p2p_sync_tests::{
+    recording::{Happening, recorded},
+    services::{Database, database, wait_until},
+    stack::{Agent, Hub, HubDatabase},
+};
+use prost::{Message, bytes::Bytes};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::{
+    door::{Folder, program},
+    forger::{Forger, full, good},
+};
+
+/// A lock takes hold within it.
+const TAKES_HOLD: Duration = Duration::from_secs(5);
+
+struct World {
+    hub: Hub,
+    sql: Client,
+    folder: Folder,
+    _database: Database,
+}
+
+impl World {
+    async fn new(settings: &[(&str, String)]) -> Self {
+        let (folder, database) = (Folder::new(), database().await);
+        let server = HubDatabase::Server(database.url().to_owned());
+        let mut hub = Hub::new(program(), &folder.path("hub"), &server, settings);
+        hub.start();
+        Self {
+            hub,
+            sql: database.client().await,
+            folder,
+            _database: database,
+        }
+    }
+
+    async fn forger(&self) -> (Forger, Uuid, String) {
+        let text = self.hub.add_host(1);
+        let credential = Credential::parse(&text).expect("the hub's");
+        let host_id = credential.host_id;
+        (Forger::new(self.hub.address(), credential).await, host_id, text)
+    }
+
+    /// One text by SQL, about a host.
+    async fn text(&self, sql: &str, host_id: Uuid) -> String {
+        let row = self.sql.query_one(sql, &[&host_id]).await.expect("valid SQL");
+        row.get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    async fn status(&self, host_id: Uuid) -> String {
+        self.text("SELECT status FROM p2p_sync.hosts WHERE host_id = $1", host_id)
+            .await
+    }
+
+    /// The verdicts on a host, by verdict and rule, with what they count.
+    async fn verdicts(&self, host_id: Uuid) -> String {
+        let sql = "SELECT string_agg(concat_ws(' ', verdict, rule, operations), ', ' ORDER BY verdict, rule) FROM ( \
+            SELECT verdict, rule, sum(coalesce((details ->> 'operations')::bigint, 1)) AS operations \
+            FROM p2p_sync.security_validations WHERE host_id = $1 GROUP BY verdict, rule) AS v";
+        self.text(sql, host_id).await
+    }
+
+    async fn until_verdicts(&self, host_id: Uuid, expected: &str) {
+        let told = async || self.verdicts(host_id).await == expected;
+        wait_until(TAKES_HOLD, expected, told).await;
+    }
+}
+
+fn encoded(operations: impl IntoIterator<Item = v1::Operation>) -> Vec<Bytes> {
+    operations.into_iter().map(|op| op.encode_to_vec().into()).collect()
+}
+
+/// A position of a recorded player.
+fn position(sequence: u64, happening: &Happening, payload: &str) -> v1::Operation {
+    v1::Operation {
+        path: happening.path().expect("valid"),
+        map: happening.map.clone(),
+        account_id: happening.account_id,
+        payload: Some(full(payload)),
+        ..good(sequence)
+    }
+}
+
+fn moves_of_one_player() -> Vec<Happening> {
+    let moves = recorded().into_iter().filter(|happening| {
+        let payload = happening.payload.as_deref().unwrap_or_default();
+        happening.data_type == SyncDataType::PlayerPosition && payload.contains(r#""char_id":150007,"#)
+    });
+    moves.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_forges_is_refused_found_and_locked_and_its_outbox_waits_until_it_is_unlocked() {
+    let world = World::new(&[("forgery_lock_threshold", "60".to_owned())]).await;
+    let (forger, host_id, credential) = world.forger().await;
+    let (honest, honest_id, _) = world.forger().await;
+    // Opened before the lock, and heard: the hub remembers the host.
+    let (batches, mut answers) = forger.stream().await;
+    batches.send(forger.batch(encoded([good(1)]))).await.expect("open");
+    answers.message().await.expect("no error").expect("an answer");
+
+    let recorded = moves_of_one_player();
+    let impossible = |happening: &Happening| {
+        let mut data: Value = serde_json::from_str(happening.payload.as_deref().expect("a PUT")).expect("JSON");
+        data["hp"] = (data["max_hp"].as_u64().expect("recorded") + 1).into();
+        data.to_string()
+    };
+    let mut sent = 0;
+    for (sequence, happening) in (2..).zip(&recorded).take(50) {
+        let op = position(sequence, happening, &impossible(happening));
+        let reply = forger.apply(encoded([op])).await;
+        assert_eq!(reply.outcomes[0].code(), Code::ImpossibleValue, "{reply:?}");
+        assert!(
+            reply.outcomes[0].message.starts_with("/hp: is more than max_hp"),
+            "{reply:?}"
+        );
+        sent += 1;
+    }
+    world.until_verdicts(host_id, "refused IMPOSSIBLE_VALUE 50").await;
+    assert_eq!(world.status(host_id).await, "active", "not yet");
+    let foreign = |n: u64| v1::Operation {
+        path: format!("@host/{honest_id}/HOST_METRICS"),
+        ..good(100 + n)
+    };
+    let reply = forger.apply(encoded((0..10).map(foreign))).await;
+    assert!(
+        reply
+            .outcomes
+            .iter()
+            .all(|outcome| outcome.code() == Code::NotLeaseHolder),
+        "{reply:?}"
+    );
+    sent += 10;
+    assert!(sent <= 100);
+
+    let is_locked = async || world.status(host_id).await == "locked";
+    wait_until(TAKES_HOLD, "the host is locked", is_locked).await;
+    assert_eq!(
+        world.verdicts(host_id).await,
+        "refused IMPOSSIBLE_VALUE 50, refused NOT_LEASE_HOLDER 10, refused automatic_lock 60"
+    );
+    let states = "SELECT string_agg(path, ' ') FROM p2p_sync.states WHERE host_id = $1";
+    assert_eq!(
+        world.text(states, host_id).await,
+        "prontera/MONSTER_DATA/7",
+        "nothing forged is stored"
+    );
+    // On the stream that is open, and on a new call.
+    let mut sequence = 200;
+    let is_out = async || {
+        sequence += 1;
+        // The stream may have ended.
+        let _ = batches.send(forger.batch(encoded([good(sequence)]))).await;
+        let answer = answers.message().await;
+        answer.is_err_and(|status| status.code() == tonic::Code::Unauthenticated)
+    };
+    wait_until(TAKES_HOLD, "the stream ends", is_out).await;
+    let turned_away = forger.pull(None).await.expect_err("locked");
+    assert_eq!(turned_away.code(), tonic::Code::Unauthenticated);
+    assert_eq!(
+        honest.apply(encoded([good(1)])).await.code(),
+        Code::None,
+        "others go on"
+    );
+
+    let shown = world.hub.command(&["hosts", "show", &host_id.to_string()]);
+    assert!(
+        shown.contains(&format!("{host_id} locked account=1"))
+            && shown.contains("refused NOT_LEASE_HOLDER rows=1 operations=10"),
+        "{shown}"
+    );
+    let listed = world
+        .hub
+        .command(&["hosts", "verdicts", &host_id.to_string(), "--limit", "2"]);
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].contains(" refused automatic_lock path= ") && lines[1].contains("@host/"),
+        "{listed}"
+    );
+
+    // The same host's agent: what it takes waits, and is there once the host is let in.
+    let mut agent = Agent::new(
+        program(),
+        &world.folder.path("agent"),
+        world.hub.address(),
+        &credential,
+        &[],
+    );
+    agent.start();
+    let kept = Happening {
+        payload: Some(r#"{"users":3}"#.to_owned()),
+        data_type: SyncDataType::MapState,
+        ..recorded[0].clone()
+    };
+    assert!(agent.submit(1, &kept));
+    assert!(!agent.flush(Duration::from_secs(2)), "a locked host's operations wait");
+    world.hub.command(&["hosts", "unlock", &host_id.to_string()]);
+    assert!(agent.flush(Duration::from_mins(1)), "{}", agent.log());
+    assert_eq!(agent.ledger().count("APPLIED"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_and_a_revocation_take_hold_on_open_streams_and_a_revoked_host_is_not_unlocked() {
+    let world = World::new(&[]).await;
+    for command in ["lock", "revoke"] {
+        let (forger, host_id, _) = world.forger().await;
+        let host = host_id.to_string();
+        let (batches, mut answers) = forger.stream().await;
+        batches.send(forger.batch(encoded([good(1)]))).await.expect("open");
+        answers.message().await.expect("no error").expect("an answer");
+        if command == "lock" {
+            world.hub.command(&["hosts", "lock", &host]);
+        } else {
+            world.hub.command(&["hosts", "status", &host, "revoked"]);
+        }
+        let mut sequence = 1;
+        let is_out = async || {
+            sequence += 1;
+            // The stream may have ended.
+            let _ = batches.send(forger.batch(encoded([good(sequence)]))).await;
+            answers.message().await.is_err()
+        };
+        wait_until(TAKES_HOLD, "the stream ends", is_out).await;
+    }
+    let (_, host_id, _) = world.forger().await;
+    let host = host_id.to_string();
+    world.hub.command(&["hosts", "status", &host, "revoked"]);
+    let config = world.folder.path("hub/p2p_sync_proxy.conf");
+    let told = crate::door::run("proxy", &["hosts", "unlock", &host], &config, "");
+    told.is_refused(&[("E303 REVOKED: ", "admit the machine anew")]);
+    let unknown = Uuid::new_v4().to_string();
+    let told = crate::door::run("proxy", &["hosts", "verdicts", &unknown], &config, "");
+    told.is_refused(&[("E221 NOT_FOUND: ", "hosts list")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn movement_is_stored_and_flagged_with_its_evidence_and_reports_are_the_hosts_word() {
+    let world = World::new(&[]).await;
+    let (forger, host_id, _) = world.forger().await;
+    let recorded = moves_of_one_player();
+    let mut sequence = 0;
+    // As it was recorded, in batches as a bad line has them.
+    for batch in recorded.chunks(5).take(4) {
+        let honest = batch.iter().map(|happening| {
+            sequence += 1;
+            position(sequence, happening, happening.payload.as_deref().expect("a PUT"))
+        });
+        let reply = forger.apply(encoded(honest.collect::<Vec<_>>())).await;
+        assert!(
+            reply
+                .outcomes
+                .iter()
+                .all(|outcome| outcome.state() == v1::OutcomeState::Superseded),
+            "{reply:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    let report = v1::Operation {
+        path: format!("@host/{host_id}/SECURITY_VALIDATION"),
+        payload: Some(full(
+            r#"{"account_id":2000021,"check":"move_speed","verdict":"refused"}"#,
+        )),
+        operation_id: new_id().as_bytes().to_vec().into(),
+        ..good(1000)
+    };
+    forger.apply(encoded([report.clone()])).await;
+    world.until_verdicts(host_id, "reported by host report 1").await;
+    forger.apply(encoded([report])).await;
+
+    sequence = 1000;
+    for (n, happening) in recorded.iter().skip(20).take(100).enumerate() {
+        sequence += 1;
+        let mut data: Value = serde_json::from_str(happening.payload.as_deref().expect("a PUT")).expect("JSON");
+        data["x"] = (n * 97 % 400).into();
+        let op = position(sequence, happening, &data.to_string());
+        let reply = forger.apply(encoded([op])).await;
+        assert!(reply.outcomes.is_empty(), "movement is never refused: {reply:?}");
+    }
+    world
+        .until_verdicts(host_id, "flagged movement_teleport 1, reported by host report 1")
+        .await;
+    let evidence = "SELECT details::text FROM p2p_sync.security_validations \
+        WHERE host_id = $1 AND verdict = 'flagged' AND path LIKE '%/PLAYER_POSITION/150007' AND operation_id IS NOT NULL";
+    let details: Value = serde_json::from_str(&world.text(evidence, host_id).await).expect("JSON");
+    assert!(
+        details["cells"].as_u64() > Some(20) && details["score"].as_u64() > Some(0) && details["ms_per_cell"] == 150,
+        "{details}"
+    );
+    assert_eq!(details["from"]["map"], details["to"]["map"], "{details}");
+    let reported =
+        "SELECT details::text FROM p2p_sync.security_validations WHERE host_id = $1 AND verdict = 'reported by host'";
+    let told: Value = serde_json::from_str(&world.text(reported, host_id).await).expect("JSON");
+    assert_eq!(
+        told,
+        json!({"report": {"account_id": 2_000_021, "check": "move_speed", "verdict": "refused"}})
+    );
+    assert_eq!(world.status(host_id).await, "active", "neither locks a host");
+}
