@@ -1,7 +1,13 @@
 //! The proxy as a whole: built from its settings, served, drained.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use p2p_sync_proto::{Code, Problem, settings::Problems, v1};
 use tokio::{
     net::TcpListener,
@@ -26,9 +32,9 @@ use crate::{
     open::Opener,
     pipeline::{Hub, READS_MAX, Writes},
     publish::Publisher,
-    redis_client,
+    redis_client, reload,
     store::{Claim, Connection, Store},
-    validate::types_file::Rules,
+    validate::types_file::{Rules, Sources},
     verdicts::Verdicts,
 };
 
@@ -52,6 +58,9 @@ pub struct App {
     listener: TcpListener,
     admission: Admission,
     draining: watch::Sender<bool>,
+    types_file: Option<PathBuf>,
+    /// What the rules were made of.
+    sources: Sources,
     /// The right to be the only proxy on the database, where that is needed.
     claim: Option<Claim>,
 }
@@ -59,13 +68,13 @@ pub struct App {
 impl App {
     /// Takes hold of everything that serving needs; what is wrong is told here, before anything is served.
     pub async fn build(config: &Config) -> Result<Self, Problems> {
-        let rules = Rules::load(config.types_file.as_deref())?;
-        Self::build_with(config, rules)
+        let (rules, sources) = Rules::load_with_sources(config.types_file.as_deref());
+        Self::build_with(config, rules?, sources)
             .await
             .map_err(|problem| Problems(vec![problem]))
     }
 
-    async fn build_with(config: &Config, rules: Rules) -> Result<Self, Problem> {
+    async fn build_with(config: &Config, rules: Rules, sources: Sources) -> Result<Self, Problem> {
         let listener = bind(config.listen).await?;
         let store = Store::connect(&config.store).await?;
         // After the database, whose folder it may lie in.
@@ -91,7 +100,7 @@ impl App {
         let (draining, drained) = watch::channel(false);
         let hub = Hub {
             opener: Opener::new(keyring, store.clone()),
-            rules,
+            rules: ArcSwap::from_pointee(rules),
             store,
             cache,
             publisher,
@@ -107,6 +116,8 @@ impl App {
             listener,
             admission: config.admission,
             draining,
+            types_file: config.types_file.clone(),
+            sources,
             claim,
         })
     }
@@ -123,12 +134,15 @@ impl App {
             listener,
             admission,
             draining,
+            types_file,
+            sources,
             claim,
         } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         let mut background = JoinSet::new();
         background.spawn(probe(Arc::clone(&hub), health.clone()));
         background.spawn(maintain(hub.store.clone()));
+        background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
         let judge = Arc::clone(&hub);

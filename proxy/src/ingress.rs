@@ -151,7 +151,8 @@ async fn greet(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<v1:
     let protocol_version = agree(hello.protocol_version)?;
     let timeline = check_outbox(hub, host_id, hello).await?;
     hub.timeline.store(timeline, Ordering::Relaxed);
-    let policies = &hub.rules.policies;
+    let rules = hub.rules.load_full();
+    let policies = &rules.policies;
     Ok(v1::HelloReply {
         protocol_version,
         hub_id: hub.store.hub_id().as_bytes().to_vec().into(),

@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod publish;
 pub mod pull;
 pub mod redis_client;
+pub mod reload;
 pub mod secret;
 pub mod store;
 pub mod validate;

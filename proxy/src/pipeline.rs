@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use p2p_sync_proto::{Code, Problem, envelope::Lane, v1};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 use tonic::Status;
@@ -38,7 +39,7 @@ pub struct Hub {
     /// Who may send.
     pub opener: Opener,
     /// What may be sent.
-    pub rules: Rules,
+    pub rules: ArcSwap<Rules>,
     /// Where the truth is.
     pub store: Store,
     /// What was written a moment ago.
@@ -63,7 +64,9 @@ pub struct Hub {
 async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Result<v1::Sealed, Status> {
     let received = Instant::now();
     let authenticated = hub.opener.open(lane, sealed).await?;
-    let (sender, valid) = validate(&hub.rules, authenticated).await;
+    // Of one message: rules that change meanwhile hold for the next.
+    let rules = hub.rules.load_full();
+    let (sender, valid) = validate(&rules, authenticated).await;
     turn.come().await;
     let committed = match &valid {
         Ok(valid) => hub

@@ -3,8 +3,10 @@
 mod section;
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use p2p_sync_proto::{
@@ -95,17 +97,62 @@ pub struct Rules {
     as_builtin: Vec<bool>,
 }
 
+/// What was read to make rules: each file's text, or that it could not be read.
+#[derive(Clone, Debug, Default)]
+pub struct Sources(BTreeMap<PathBuf, Option<String>>);
+
+impl Sources {
+    /// Whether any of the files would be read otherwise now.
+    pub fn have_changed(&self) -> bool {
+        self.0
+            .iter()
+            .any(|(file, text)| std::fs::read_to_string(file).ok() != *text)
+    }
+}
+
 impl Rules {
     /// Reads a types file, or the built-in rules where there is none (`BAD_TYPES_FILE`, all problems at once).
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let Some(file) = file else { return Ok(Self::builtin()) };
-        let text = std::fs::read_to_string(file).map_err(|error| {
+        Self::load_with_sources(file).0
+    }
+
+    /// As [`Self::load`]; gives also what was read, be it good or bad.
+    pub fn load_with_sources(file: Option<&Path>) -> (Result<Self, Problems>, Sources) {
+        let sources = RefCell::default();
+        let rules = match file {
+            None => Ok(Self::builtin()),
+            Some(file) => Self::read(file, &sources),
+        };
+        (rules, sources.into_inner())
+    }
+
+    fn read(file: &Path, sources: &RefCell<Sources>) -> Result<Self, Problems> {
+        let read = |file: PathBuf| {
+            let text = std::fs::read_to_string(&file);
+            let seen = text.as_ref().ok().cloned();
+            sources.borrow_mut().0.insert(file, seen);
+            text
+        };
+        let text = read(file.to_owned()).map_err(|error| {
             let sentence = format!("{} cannot be read ({error}): check types_file", file.display());
             Problems(vec![Problem::new(Code::BadTypesFile, sentence)])
         })?;
         let folder = file.parent().unwrap_or(Path::new(""));
-        let schema = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(|error| error.to_string());
-        Self::builtin().overlaid(&text, schema)
+        Self::builtin().overlaid(&text, |name| read(folder.join(name)).map_err(|error| error.to_string()))
+    }
+
+    /// These rules, to hold after others. What agents get is told apart by its version (`BAD_TYPES_FILE`): they would
+    /// not hear of a change without one, and one that goes back would be taken for an older one of theirs.
+    pub fn after(self, before: &Self) -> Result<Self, Problems> {
+        let (new, old) = (&self.policies, &before.policies);
+        if new.version > old.version || new.iter().eq(old.iter()) {
+            return Ok(self);
+        }
+        let sentence = format!(
+            "version: is {}, and what agents get has changed since version {}: raise it",
+            new.version, old.version
+        );
+        Err(Problems(vec![bad(sentence)]))
     }
 
     /// The rules this program was built with.

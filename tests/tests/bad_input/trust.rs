@@ -1,6 +1,6 @@
 //! Hosts that forge, and what becomes of them: a hub on a Postgres server, its table of verdicts, and its locks.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use p2p_sync_proto::{
     Code,
@@ -23,7 +23,7 @@ use crate::{
     forger::{Forger, full, good},
 };
 
-/// A lock takes hold within it.
+/// A lock, and new rules, take hold within it.
 const TAKES_HOLD: Duration = Duration::from_secs(5);
 
 struct World {
@@ -308,4 +308,79 @@ async fn movement_is_stored_and_flagged_with_its_evidence_and_reports_are_the_ho
         json!({"report": {"account_id": 2_000_021, "check": "move_speed", "verdict": "refused"}})
     );
     assert_eq!(world.status(host_id).await, "active", "neither locks a host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_types_file_holds_without_a_restart_and_a_bad_one_is_told_and_left() {
+    let (types, schema) = ("types.toml", "drop.json");
+    let text = |version: u32, rules: &str| {
+        format!(
+            "version = {version}\n[ITEM_DROP]\nowner = 'map'\nkeep = 'latest'\nentity_key = 'drop_id'\n\
+             schema = '{schema}'\n{rules}\n"
+        )
+    };
+    let bounded = |most: u32| {
+        json!({"properties": {"amount": {"maximum": most}, "max_amount": {}}, "type": "object"}).to_string()
+    };
+    let (folder, database) = (Folder::new(), database().await);
+    let server = HubDatabase::Server(database.url().to_owned());
+    // No host is locked for what is refused again and again below.
+    let settings = [
+        ("types_file", types.to_owned()),
+        ("forgery_lock_threshold", "0".to_owned()),
+    ];
+    let mut hub = Hub::new(program(), &folder.path("hub"), &server, &settings);
+    let write = |name: &str, text: &str| std::fs::write(folder.path("hub").join(name), text).expect("written");
+    write(types, &text(2, ""));
+    write(schema, &bounded(10));
+    let credential = Credential::parse(&hub.add_host(1)).expect("the hub's");
+    let forger = Forger::new(&hub.start(), credential).await;
+    let mut sequence = 0;
+    let mut code = async |payload: &str, policy_version| {
+        sequence += 1;
+        let op = v1::Operation {
+            path: "prontera/ITEM_DROP/7".to_owned(),
+            payload: Some(full(payload)),
+            policy_version,
+            ..good(sequence)
+        };
+        let reply = forger.apply(encoded([op])).await;
+        reply.outcomes.first().map_or(Code::None, v1::Outcome::code)
+    };
+    assert_eq!(code(r#"{"amount":11}"#, 2).await, Code::ImpossibleValue);
+
+    // By itself: a schema, with nothing said of it.
+    write(schema, &bounded(11));
+    wait_until(TAKES_HOLD * 2, "the schema is taken", async || {
+        code(r#"{"amount":11}"#, 2).await == Code::None
+    })
+    .await;
+
+    // A bad one: all that is wrong with it is told, and what held holds on.
+    write(types, &text(3, "rules = ['amount <= max_amuont']\nkep = 'every'"));
+    hangup(hub.pid());
+    let is_told = async || {
+        let log = hub.log();
+        log.contains("did you mean max_amount?") && log.contains("kep: is unknown; did you mean keep?")
+    };
+    wait_until(TAKES_HOLD, "the mistakes are told", is_told).await;
+    assert_eq!(code(r#"{"amount":11,"max_amount":1}"#, 2).await, Code::None);
+    assert_eq!(forger.hello(1).await.policies.expect("newer ones").version, 2);
+
+    // At once, and known to the next session.
+    write(types, &text(3, "rules = ['amount <= max_amount']"));
+    hangup(hub.pid());
+    let holds = async || code(r#"{"amount":11,"max_amount":1}"#, 2).await == Code::ImpossibleValue;
+    wait_until(TAKES_HOLD, "the rule holds", holds).await;
+    assert_eq!(forger.hello(1).await.policies.expect("newer ones").version, 3);
+    assert_eq!(code(r#"{"amount":1}"#, 1).await, Code::Repolicy, "two versions ago");
+    assert!(
+        Path::new(&format!("/proc/{}", hub.pid())).exists(),
+        "the hub was not ended by the signal"
+    );
+}
+
+fn hangup(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::HUP).expect("it runs");
 }

@@ -111,6 +111,54 @@ fn rules_compare_members_that_the_schema_describes() {
     assert!(problems.contains("give it one"), "{problems}");
 }
 
+#[test]
+fn what_agents_get_changes_only_with_a_higher_version() {
+    let types = |version: u32, keep: &str, bytes: u32| {
+        let text = format!(
+            "version = {version}\n[ITEM_DROP]\nowner = 'map'\nkeep = '{keep}'\nentity_key = 'drop_id'\n\
+             history = 'all'\npayload_bytes_max = {bytes}\n"
+        );
+        overlay(&text).expect("valid")
+    };
+    let before = types(3, "latest", 100);
+    for (version, keep) in [(3, "latest"), (2, "latest"), (4, "every")] {
+        types(version, keep, 100).after(&before).expect("taken");
+    }
+    for (version, keep, bytes) in [(3, "every", 100), (2, "every", 100), (3, "latest", 101)] {
+        let told = types(version, keep, bytes).after(&before).expect_err("no version");
+        assert!(told.to_string().contains("raise it"), "{told}");
+    }
+}
+
+#[test]
+fn a_change_of_any_file_that_was_read_is_seen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, schema) = (folder.path().join("types.toml"), folder.path().join("drop.json"));
+    let text =
+        "version = 2\n[ITEM_DROP]\nowner = 'map'\nkeep = 'latest'\nentity_key = 'drop_id'\nschema = 'drop.json'\n";
+    std::fs::write(&file, text).expect("written");
+    let (rules, sources) = Rules::load_with_sources(Some(&file));
+    assert!(
+        rules
+            .expect_err("no schema")
+            .to_string()
+            .contains("drop.json cannot be read")
+    );
+    assert!(!sources.have_changed());
+    std::fs::write(&schema, "{}").expect("written");
+    assert!(sources.have_changed(), "a file that was missing is there");
+    let (rules, sources) = Rules::load_with_sources(Some(&file));
+    rules.expect("valid");
+    assert!(!sources.have_changed());
+    std::fs::write(&schema, "{ }").expect("written");
+    assert!(sources.have_changed(), "a schema");
+    std::fs::remove_file(&file).expect("removed");
+    let (rules, sources) = Rules::load_with_sources(Some(&file));
+    rules.expect_err("gone");
+    std::fs::write(&file, text).expect("written");
+    assert!(sources.have_changed(), "the file itself");
+}
+
 /// Payloads as a map server writes them.
 const NPC: &str = r#"{"event":"state","npc_id":110007614,"x":90,"y":153,"class":-1}"#;
 const MONSTER: &str = r#"{"event":"spawn","monster_id":110027938,"mob_id":2741,"x":280,"y":65,"hp":49912004,"max_hp":49912004,"speed":300}"#;
