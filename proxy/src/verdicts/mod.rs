@@ -118,6 +118,7 @@ struct Quota {
 fn forgery(code: Code) -> Option<&'static str> {
     match code {
         Code::ImpossibleValue
+        // While no lease is granted: another host's own paths, and tenures that nobody gave.
         | Code::NotLeaseHolder
         | Code::BadOperation
         | Code::BadRequest
@@ -298,16 +299,18 @@ impl Waiting {
         }
         let quota = self.quotas.entry(key).or_insert(Quota { since: now, taken: 0 });
         quota.taken = quota.taken.saturating_add(1);
-        if quota.taken == OF_A_HOST_MAX + 1 {
-            let (host_id, verdict) = (verdict.host_id, verdict.kind.as_str());
-            tracing::warn!(%host_id, verdict, OF_A_HOST_MAX, "a host has more verdicts than are kept in a minute");
-        }
         quota.taken <= OF_A_HOST_MAX
     }
 
     fn take(&mut self, now: Instant) -> (Vec<Verdict>, u64) {
-        self.quotas
-            .retain(|_, quota| now.saturating_duration_since(quota.since) < OF_A_HOST_WITHIN);
+        self.quotas.retain(|(host_id, kind), quota| {
+            let is_over = now.saturating_duration_since(quota.since) >= OF_A_HOST_WITHIN;
+            if is_over && quota.taken > OF_A_HOST_MAX {
+                let (verdict, left_out) = (kind.as_str(), quota.taken - OF_A_HOST_MAX);
+                tracing::warn!(%host_id, verdict, left_out, "a host had more of these within a minute than are kept");
+            }
+            !is_over
+        });
         let refused = self.refused.drain().map(|(_, verdict)| verdict);
         let found = refused.chain(self.others.drain(..)).collect();
         (found, std::mem::take(&mut self.dropped))
