@@ -111,7 +111,7 @@ fn received(ops: &[Op], rng: &mut Rng, hub_restarts: bool) -> Vec<(u64, Op)> {
     // Outages: nothing is received, and then all at once, of each character all that it did or the newest alone.
     for outage in [15_000, 40_000, 65_000] {
         let began = outage + rng.u64(..5000);
-        let until = began + rng.u64(1000..12_000);
+        let until = began + rng.u64(8000..20_000);
         // What waits is conflated by the agent; at worst all of it is in flight already.
         let conflates = rng.bool() || hub_restarts;
         let held = received.iter().filter(|(at, _)| (began..until).contains(at));
