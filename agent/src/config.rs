@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,11 +16,15 @@ use p2p_sync_proto::{
     v1::SyncDataType,
 };
 
-use crate::text;
+use tonic::transport::Uri;
+
+use crate::{link::connect, text};
 
 /// Every key of the file, with what holds when it is not there.
-pub const KEYS: [Key; 21] = [
+pub const KEYS: [Key; 23] = [
     Key::new("main_server_endpoint", "http://127.0.0.1:50051"),
+    Key::new("tls_ca", ""),
+    Key::new("allow_insecure", "no"),
     Key::new("encryption_key", ""),
     Key::new("enabled", "yes"),
     Key::new("critical_timeout_ms", "500"),
@@ -60,8 +65,10 @@ const HUB_KEYS: [&str; 8] = [
 /// What the agent is built from; every value is within its bounds.
 #[derive(Clone)]
 pub struct Config {
-    /// The hub: `http://host:port`, with an optional path prefix.
+    /// The hub: `https://host:port`, with an optional path prefix; `http` on this machine.
     pub endpoint: String,
+    /// The file of the CAs that may have signed the hub's certificate; absent: the machine's public ones.
+    pub tls_ca: Option<PathBuf>,
     /// What the hub gave this host. An agent needs it; who attaches to one does not.
     pub credential: Option<Credential>,
     /// Off: calls are answered with `UNSUPPORTED`, nothing is taken or sent; what the outbox holds stays there.
@@ -120,10 +127,8 @@ impl Config {
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let (text, warnings) = set_hub_keys_aside(text);
         let mut settings = Settings::read(&text, &KEYS, environment);
-        let endpoint = endpoint(settings.text("main_server_endpoint")).unwrap_or_else(|expected| {
-            settings.refuse("main_server_endpoint", Code::BadEndpoint, &expected);
-            String::new()
-        });
+        let endpoint = endpoint(&mut settings);
+        let tls_ca = tls_ca(&mut settings, folder);
         let agent_socket = Some(settings.text("agent_socket"))
             .filter(|path| !path.is_empty())
             .map(|path| folder.join(path));
@@ -165,6 +170,7 @@ impl Config {
         let credential = settings.finish(credential)?;
         Ok(Self {
             endpoint,
+            tls_ca,
             credential,
             enabled,
             critical_timeout,
@@ -241,23 +247,57 @@ fn milliseconds(settings: &mut Settings, name: &str, max: u64) -> Duration {
     Duration::from_millis(settings.number(name, 1..=max))
 }
 
-fn endpoint(text: &str) -> Result<String, String> {
-    let rest = text.strip_prefix("http://").ok_or_else(|| {
-        let told = text
-            .split("://")
-            .next()
-            .filter(|_| text.contains("://"))
-            .unwrap_or("no scheme");
-        format!(
-            "expected http://host:port, found {told}; where the edge speaks TLS, put a local tunnel before the agent"
-        )
-    })?;
-    let authority = rest.split('/').next().unwrap_or_default();
-    let valid: Option<tonic::transport::Uri> = text.parse().ok();
-    match valid {
-        Some(uri) if uri.port().is_some() && !authority.contains('@') => Ok(text.trim_end_matches('/').to_owned()),
-        _ => Err("expected http://host:port, with a path behind it if the edge needs one".to_owned()),
+fn endpoint(settings: &mut Settings) -> String {
+    let uri = uri(settings.text("main_server_endpoint")).map_err(|expected| {
+        settings.refuse("main_server_endpoint", Code::BadEndpoint, &expected);
+    });
+    let insecure_allowed = settings.switch("allow_insecure");
+    let endpoint = settings.text("main_server_endpoint").trim_end_matches('/').to_owned();
+    if uri.is_ok_and(|uri| uri.scheme_str() != Some("https") && !is_this_machine(&uri)) && !insecure_allowed {
+        let what_to_do = "http:// is for a hub on this machine: write https://, or set allow_insecure = yes where a tunnel \
+                          protects the whole way to the hub";
+        settings.refuse("main_server_endpoint", Code::BadEndpoint, what_to_do);
     }
+    endpoint
+}
+
+fn uri(text: &str) -> Result<Uri, String> {
+    let expected = "expected https://host:port, with a path behind it if the edge needs one";
+    let rest = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"))
+        .ok_or_else(|| {
+            let scheme = text.split_once("://").map_or("no scheme", |(scheme, _)| scheme);
+            format!("expected https://host:port, found {scheme}")
+        })?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let uri: Uri = text.parse().map_err(|_| expected.to_owned())?;
+    // TLS has a port of its own that everybody knows; gRPC without it has none.
+    let has_port = uri.port().is_some() || uri.scheme_str() == Some("https") && !authority.ends_with(':');
+    let is_plain = !authority.contains('@') && uri.query().is_none();
+    if has_port && is_plain {
+        Ok(uri)
+    } else {
+        Err(expected.to_owned())
+    }
+}
+
+/// `localhost`, 127.0.0.0/8 and `::1`: what is sent there does not leave the machine.
+fn is_this_machine(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let address: Option<IpAddr> = host.parse().ok();
+    address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+}
+
+/// Read here as well, so that a mistake in it is told with all the others; each connection reads it again.
+fn tls_ca(settings: &mut Settings, folder: &Path) -> Option<PathBuf> {
+    settings.resolve("tls_ca", |text| {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let file = folder.join(text);
+        connect::ca_roots(&file).map(|_| Some(file))
+    })
 }
 
 fn types(text: &str) -> Result<Vec<SyncDataType>, String> {
@@ -298,7 +338,7 @@ mod tests {
         assert_eq!(problems.len(), 4, "{told:#?}");
         for part in [
             "E102 UNKNOWN_KEY: line 3: unknown key max_queue_siz; did you mean max_queue_size?",
-            "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected http://host:port, found ftp",
+            "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected https://host:port, found ftp",
             "E106 BAD_CREDENTIAL: line 2: encryption_key: ",
             "line 4: critical_data_types: \"MAP_STAT\" is not a type; did you mean MAP_STATE?",
         ] {
@@ -325,10 +365,69 @@ mod tests {
     #[test]
     fn a_path_behind_the_endpoint_is_honoured() {
         let text = format!(
-            "encryption_key = {}\nmain_server_endpoint = http://hub:50051/p2p-sync/\n",
+            "encryption_key = {}\nmain_server_endpoint = https://hub:50051/p2p-sync/\n",
             credential()
         );
-        assert_eq!(parse(&text).expect("valid").endpoint, "http://hub:50051/p2p-sync");
+        assert_eq!(parse(&text).expect("valid").endpoint, "https://hub:50051/p2p-sync");
+    }
+
+    #[test]
+    fn plaintext_leaves_the_machine_only_where_that_is_allowed() {
+        let told = |endpoint: &str, more: &str| {
+            let text = format!(
+                "encryption_key = {}\nmain_server_endpoint = {endpoint}\n{more}",
+                credential()
+            );
+            parse(&text)
+                .map(|config| config.endpoint)
+                .map_err(|problems| problems.to_string())
+        };
+        let taken = [
+            "https://hub.example.org",
+            "https://192.0.2.7:50051",
+            "https://[2001:db8::1]:50051/p2p-sync",
+            "http://localhost:50051",
+            "http://LocalHost:50051",
+            "http://127.8.9.1:50051",
+            "http://[::1]:50051",
+        ];
+        for endpoint in taken {
+            assert_eq!(told(endpoint, "").as_deref(), Ok(endpoint));
+        }
+        for endpoint in [
+            "http://hub.example.org:50051",
+            "http://192.0.2.7:50051",
+            "http://[::2]:1",
+            "http://localhost.example.org:1",
+        ] {
+            let refused = told(endpoint, "").expect_err(endpoint);
+            assert!(
+                refused.starts_with(
+                    "E107 BAD_ENDPOINT: line 2: main_server_endpoint: http:// is for a hub on this machine"
+                ),
+                "{refused}"
+            );
+            assert_eq!(told(endpoint, "allow_insecure = 1\n").as_deref(), Ok(endpoint));
+        }
+    }
+
+    #[test]
+    fn a_file_of_cas_that_holds_none_is_told_with_its_line() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        std::fs::write(folder.path().join("empty.pem"), "nothing").expect("written");
+        for (file, part) in [
+            ("empty.pem", "empty.pem holds no certificate"),
+            ("missing.pem", "missing.pem cannot be read"),
+        ] {
+            let text = format!("encryption_key = {}\ntls_ca = {file}\n", credential());
+            let told = Config::parse(&text, folder.path(), |_| None)
+                .expect_err("no CA")
+                .to_string();
+            assert!(
+                told.starts_with("E103 BAD_VALUE: line 2: tls_ca: ") && told.contains(part),
+                "{told}"
+            );
+        }
     }
 
     #[test]

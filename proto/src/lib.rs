@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod cache;
+pub mod certificate;
 pub mod envelope;
 pub mod group;
 pub mod ids;

@@ -34,6 +34,7 @@ use crate::{
     publish::Publisher,
     redis_client, reload,
     store::{Claim, Connection, Store},
+    tls::Tls,
     validate::types_file::{Rules, Sources},
     verdicts::Verdicts,
 };
@@ -56,6 +57,8 @@ const RESET_STREAMS_MAX: usize = 64;
 pub struct App {
     hub: Arc<Hub>,
     listener: TcpListener,
+    /// Absent: plaintext.
+    tls: Option<Tls>,
     admission: Admission,
     draining: watch::Sender<bool>,
     types_file: Option<PathBuf>,
@@ -75,6 +78,7 @@ impl App {
     }
 
     async fn build_with(config: &Config, rules: Rules, sources: Sources) -> Result<Self, Problem> {
+        let tls = config.tls.clone().map(Tls::load).transpose()?;
         let listener = bind(config.listen).await?;
         let store = Store::connect(&config.store).await?;
         // After the database, whose folder it may lie in.
@@ -114,12 +118,19 @@ impl App {
         Ok(Self {
             hub: Arc::new(hub),
             listener,
+            tls,
             admission: config.admission,
             draining,
             types_file: config.types_file.clone(),
             sources,
             claim,
         })
+    }
+
+    /// Where hosts reach it from this machine: `https://127.0.0.1:50051`.
+    pub fn url(&self) -> std::io::Result<String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}", self.address()?))
     }
 
     /// The address that is listened on.
@@ -132,6 +143,7 @@ impl App {
         let Self {
             hub,
             listener,
+            tls,
             admission,
             draining,
             types_file,
@@ -152,7 +164,12 @@ impl App {
         routes.add_service(health_service);
         add_reflection(&mut routes)?;
         Ingress::new(Arc::clone(&hub)).add_to(&mut routes);
-        let incoming = connections(listener, admission.connections_max, GREETING_TIMEOUT);
+        let served = tls.as_ref().map(Tls::served);
+        if let Some(tls) = tls {
+            tracing::info!(certificate = %tls.validity(), "hosts are served over TLS");
+            background.spawn(tls.follow());
+        }
+        let incoming = connections(listener, served, admission.connections_max, GREETING_TIMEOUT);
         let mut ended = hub.draining.clone();
         let graceful = async move {
             // An error means that the sender is gone, and with it the reason to serve.

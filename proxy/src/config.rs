@@ -14,6 +14,7 @@ use p2p_sync_proto::{
 use crate::{
     secret::Secret,
     store::{Connection, StoreConfig, parse_url},
+    tls,
     verdicts::{LockRule, movement::Pace},
 };
 
@@ -21,9 +22,11 @@ use crate::{
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 30] = [
+pub const KEYS: [Key; 32] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
+    Key::new("tls_cert", ""),
+    Key::new("tls_key", ""),
     Key::new("allow_insecure", "no"),
     Key::new("max_connections", "1024"),
     Key::new("max_streams_per_connection", "64"),
@@ -68,6 +71,8 @@ pub struct Overrides {
 pub struct Config {
     /// Where to listen; port 0 takes any.
     pub listen: SocketAddr,
+    /// Absent: plaintext.
+    pub tls: Option<tls::Files>,
     /// What is let in.
     pub admission: Admission,
     /// Which database, and how it is used.
@@ -157,8 +162,10 @@ impl Config {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Problems> {
         let mut raw = Settings::read(text, &KEYS, environment);
+        let tls = tls(&mut raw, folder);
         let config = Self {
-            listen: listen(&mut raw),
+            listen: listen(&mut raw, tls.is_some()),
+            tls,
             admission: Admission {
                 connections_max: raw.number("max_connections", 1..=65_536),
                 streams_per_connection_max: raw.number("max_streams_per_connection", 8..=1024),
@@ -200,16 +207,39 @@ fn read(file: Option<&Path>) -> Result<(String, &Path), Problems> {
     Ok((text, file.parent().unwrap_or(Path::new(""))))
 }
 
-fn listen(raw: &mut Settings) -> SocketAddr {
+fn tls(raw: &mut Settings, folder: &Path) -> Option<tls::Files> {
+    let (cert, key) = (raw.text("tls_cert"), raw.text("tls_key"));
+    let files = tls::Files {
+        cert: folder.join(cert),
+        key: folder.join(key),
+    };
+    match (cert.is_empty(), key.is_empty()) {
+        (true, true) => return None,
+        (false, false) => {}
+        (true, false) => raw.refuse(
+            "tls_cert",
+            Code::MissingValue,
+            "name the certificate's file that tls_key is the key of",
+        ),
+        (false, true) => raw.refuse(
+            "tls_key",
+            Code::MissingValue,
+            "name the file of the certificate's private key",
+        ),
+    }
+    Some(files)
+}
+
+fn listen(raw: &mut Settings, speaks_tls: bool) -> SocketAddr {
     let address = raw.resolve("bind_address", |text| match text.parse::<IpAddr>() {
         Ok(address) => Ok(Some(address)),
         Err(_) => Err("expected an IP address, e.g. 127.0.0.1 or ::".to_owned()),
     });
     let port = raw.number("port", 0..=65_535);
     let insecure_allowed = raw.switch("allow_insecure");
-    if address.is_some_and(|address| !address.is_loopback()) && !insecure_allowed {
-        let what_to_do = "the proxy speaks plaintext, which has no place off loopback: put a load balancer with TLS before it, \
-                          and set allow_insecure = yes once nothing else reaches the port";
+    if address.is_some_and(|address| !address.is_loopback()) && !speaks_tls && !insecure_allowed {
+        let what_to_do = "the proxy speaks plaintext, which has no place off loopback: set tls_cert and tls_key; or put a load \
+                          balancer with TLS before it, and set allow_insecure = yes once nothing else reaches the port";
         raw.refuse("bind_address", Code::BadValue, what_to_do);
     }
     SocketAddr::new(address.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)

@@ -20,5 +20,6 @@ pub mod redis_client;
 pub mod reload;
 pub mod secret;
 pub mod store;
+pub mod tls;
 pub mod validate;
 pub mod verdicts;

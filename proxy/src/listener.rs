@@ -1,7 +1,7 @@
-//! The door: how many connections are open, and that each soon says what it wants.
+//! The door: how many connections are open, that each speaks TLS where the hub does, and soon says what it wants.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,7 +15,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
+use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::tls::Served;
 
 /// The fixed bytes that every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const GREETING_BYTES: usize = 24;
@@ -24,21 +27,24 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Connections as they come, at most `connections_max` open at one time; further ones are closed at once.
 ///
-/// One that does not begin to speak HTTP/2 within `greeting_timeout` is cut; later, HTTP/2's keepalive finds the dead.
+/// One that does not begin to speak HTTP/2, after the handshake where there is `tls`, within `greeting_timeout` is cut;
+/// later, HTTP/2's keepalive finds the dead. No connection waits for another's handshake: each is its own task's.
 pub fn connections(
     listener: TcpListener,
+    tls: Option<Served>,
     connections_max: usize,
     greeting_timeout: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let room = Arc::new(Semaphore::new(connections_max));
     futures::stream::unfold((listener, false), move |(listener, mut told)| {
-        let room = Arc::clone(&room);
+        let (room, tls) = (Arc::clone(&room), tls.clone());
         async move {
             loop {
                 let accepted = listener.accept().await;
                 match (accepted, Arc::clone(&room).try_acquire_owned()) {
                     (Ok((stream, _)), Ok(permit)) => {
-                        return Some((Connection::new(stream, permit, greeting_timeout), (listener, false)));
+                        let connection = Connection::new(stream, tls.as_ref(), permit, greeting_timeout);
+                        return Some((connection, (listener, false)));
                     }
                     (Ok(_), Err(_)) if !told => {
                         told = true;
@@ -58,9 +64,30 @@ pub fn connections(
 /// An open connection, counted as long as it lives.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Io,
+    peer: TcpConnectInfo,
     greeting: Option<Greeting>,
     _permit: OwnedSemaphorePermit,
+}
+
+enum Io {
+    Plain(TcpStream),
+    /// Whoever reads or writes first brings the handshake to its end.
+    Handshake(Box<Accept<TcpStream>>),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The handshake failed.
+    Failed,
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain(_) => "Plain",
+            Self::Handshake(_) => "Handshake",
+            Self::Tls(_) => "Tls",
+            Self::Failed => "Failed",
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -69,35 +96,84 @@ struct Greeting {
     timeout: Pin<Box<Sleep>>,
 }
 
+/// What reads and writes once there is nothing left to shake hands about.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
 impl Connection {
-    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, timeout: Duration) -> io::Result<Self> {
+    fn new(
+        stream: TcpStream,
+        tls: Option<&Served>,
+        permit: OwnedSemaphorePermit,
+        timeout: Duration,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let greeting = Greeting {
             bytes_missing: GREETING_BYTES,
             timeout: Box::pin(sleep(timeout)),
         };
+        let peer = stream.connect_info();
+        let stream = match tls {
+            Some(served) => {
+                let config = Arc::clone(&served.borrow());
+                Io::Handshake(Box::new(TlsAcceptor::from(config).accept(stream)))
+            }
+            None => Io::Plain(stream),
+        };
         Ok(Self {
             stream,
+            peer,
             greeting: Some(greeting),
             _permit: permit,
         })
+    }
+
+    /// What reads and writes, once the handshake is over.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn Bytes>>> {
+        if let Io::Handshake(handshake) = &mut self.stream {
+            match Pin::new(handshake.as_mut()).poll(cx) {
+                Poll::Ready(Ok(stream)) => self.stream = Io::Tls(Box::new(stream)),
+                Poll::Ready(Err(error)) => {
+                    self.stream = Io::Failed;
+                    let peer = self.peer.remote_addr();
+                    tracing::debug!(?peer, %error, "a TLS handshake failed");
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => {
+                    ready!(self.poll_too_late(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+        Poll::Ready(match &mut self.stream {
+            Io::Plain(stream) => Ok(Pin::new(stream)),
+            Io::Tls(stream) => Ok(Pin::new(stream)),
+            Io::Handshake(_) | Io::Failed => Err(io::ErrorKind::NotConnected.into()),
+        })
+    }
+
+    /// Ready when the time for a greeting is over; never after one.
+    fn poll_too_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.greeting {
+            Some(greeting) => greeting.timeout.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let Some(greeting) = &mut self.greeting else {
-            return read;
-        };
+        let read = ready!(self.poll_bytes(cx))?.poll_read(cx, buf);
         if read.is_pending() {
-            ready!(greeting.timeout.as_mut().poll(cx));
+            ready!(self.poll_too_late(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        greeting.bytes_missing = greeting.bytes_missing.saturating_sub(buf.filled().len() - before);
-        if greeting.bytes_missing == 0 {
-            self.greeting = None;
+        if let Some(greeting) = &mut self.greeting {
+            greeting.bytes_missing = greeting.bytes_missing.saturating_sub(buf.filled().len() - before);
+            if greeting.bytes_missing == 0 {
+                self.greeting = None;
+            }
         }
         read
     }
@@ -105,7 +181,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        ready!(self.poll_bytes(cx))?.poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -113,19 +189,25 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        ready!(self.poll_bytes(cx))?.poll_write_vectored(cx, bufs)
     }
 
+    /// Both kinds of streams are.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(self.poll_bytes(cx))?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            // Nothing was said that would have to be ended; dropping it closes it.
+            Io::Handshake(_) | Io::Failed => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -133,7 +215,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.peer.clone()
     }
 }
 
@@ -151,7 +233,7 @@ mod tests {
         let address = listener.local_addr().expect("bound");
         (
             address,
-            Box::pin(connections(listener, connections_max, greeting_timeout)),
+            Box::pin(connections(listener, None, connections_max, greeting_timeout)),
         )
     }
 

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use p2p_sync_proto::{Code, Problem};
 
 use crate::{
-    Agent, Config, Status,
+    Agent, Config, Status, link,
     local_api::{self, Action, Request},
 };
 
@@ -25,6 +25,7 @@ pub(super) fn check(file: &Path) -> ExitCode {
     for warning in &config.warnings {
         println!("settings: {warning}");
     }
+    let trusted = told("tls", &tls(&config).map_err(|problem| problem.to_string()));
     let found = match agent_status(&config) {
         Some(status) => status.map(|status| {
             (
@@ -36,9 +37,13 @@ pub(super) fn check(file: &Path) -> ExitCode {
     };
     let (how, status) = match found {
         Ok(found) => found,
-        Err(problem) => return all_well(&[told("outbox", &Err(problem.to_string()))]),
+        Err(problem) => return all_well(&[trusted, told("outbox", &Err(problem.to_string()))]),
     };
-    all_well(&[told("outbox", &outbox(&how, &status)), told("hub", &hub(&status))])
+    all_well(&[
+        trusted,
+        told("outbox", &outbox(&how, &status)),
+        told("hub", &hub(&status)),
+    ])
 }
 
 fn all_well(well: &[bool]) -> ExitCode {
@@ -55,6 +60,15 @@ fn told(what: &str, found: &Result<String, String>) -> bool {
         Err(problem) => println!("{what}: {problem}"),
     }
     found.is_ok()
+}
+
+/// What the hub's certificate says, by a connection of its own.
+fn tls(config: &Config) -> Result<String, Problem> {
+    if !config.endpoint.starts_with("https:") {
+        return Ok("not used: plaintext, as the endpoint says".to_owned());
+    }
+    let runtime = link::runtime(1)?;
+    runtime.block_on(link::connect::inspect(config))
 }
 
 fn agent_status(config: &Config) -> Option<Result<Status, Problem>> {

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod cache;
+pub(crate) mod connect;
 mod critical;
 mod session;
 
@@ -23,6 +24,7 @@ use tokio::{runtime::Runtime, sync::Semaphore};
 
 use crate::{config::Config, events::Events, shared::Shared, threads};
 
+use connect::Connector;
 use session::Sealer;
 
 /// Whether the hub answers.
@@ -129,6 +131,7 @@ pub(crate) struct Puller(Way);
 /// How the hub is asked.
 enum Way {
     Itself {
+        connector: Connector,
         client: PullClient<tonic::transport::Channel>,
         sealer: Sealer,
     },
@@ -145,9 +148,11 @@ const ASKED_AGENT_MAX: usize = 4;
 impl Puller {
     /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part.
     pub(crate) fn new(config: &Config, incarnation: u64) -> Result<Self, Problem> {
-        let channel = session::endpoint(config).connect_lazy();
+        let connector = Connector::new(config);
+        let channel = session::endpoint(config).connect_with_connector_lazy(connector.clone());
         let client = PullClient::with_origin(channel, session::origin(config));
         Ok(Self(Way::Itself {
+            connector,
             client: client.max_decoding_message_size(SEALED_BYTES_MAX),
             sealer: Sealer::new(config.credential()?, incarnation),
         }))
@@ -161,8 +166,12 @@ impl Puller {
 
     /// One question and its answer. Codes of the hub's refusal, or `HUB_UNAVAILABLE`.
     pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
-        let (client, envelopes) = match &self.0 {
-            Way::Itself { client, sealer } => (client, sealer),
+        let (connector, client, envelopes) = match &self.0 {
+            Way::Itself {
+                connector,
+                client,
+                sealer,
+            } => (connector, client, sealer),
             Way::Agent { ask, places } => {
                 let _place = places.acquire().await.expect("never closed");
                 let ask = ask.clone();
@@ -177,7 +186,7 @@ impl Puller {
             .clone()
             .call(call)
             .await
-            .map_err(|status| session::problem_of(&status))?;
+            .map_err(|status| connector.problem_of(&status))?;
         let reply: v1::PullReply = envelopes.open(&label, &answer.into_inner())?;
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {
             Code::None => Ok(reply),

@@ -17,6 +17,7 @@ use p2p_sync_proto::{
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::connect::{Connector, problem_in};
 use crate::{config::Config, shared::Shared};
 
 /// What a silent peer is given before the connection is taken for dead: one interval and this.
@@ -64,11 +65,9 @@ fn not_opened() -> Problem {
     )
 }
 
-/// How to reach the hub; nothing is connected yet.
+/// How to speak with the hub over a [`Connector`]'s connections; nothing is connected yet.
 pub(crate) fn endpoint(config: &Config) -> Endpoint {
     Endpoint::from(origin(config))
-        .connect_timeout(config.connect_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
@@ -84,6 +83,7 @@ pub(crate) fn origin(config: &Config) -> Uri {
 
 /// A connection on which hub and host have agreed.
 pub(crate) struct Session {
+    connector: Connector,
     pub(crate) channel: Channel,
     pub(crate) origin: Uri,
     pub(crate) sealer: Sealer,
@@ -92,16 +92,14 @@ pub(crate) struct Session {
 impl Session {
     /// Connects and says hello; takes over the hub's policies.
     pub(crate) async fn open(shared: &Shared) -> Result<Self, Problem> {
-        let channel = endpoint(&shared.config).connect().await.map_err(|error| {
-            let sentence = format!(
-                "{} cannot be reached ({}): check main_server_endpoint and the network; everything is kept until then",
-                shared.config.endpoint,
-                root_cause(&error)
-            );
-            Problem::new(Code::HubUnavailable, sentence)
+        let connector = Connector::new(&shared.config);
+        let connected = endpoint(&shared.config).connect_with_connector(connector.clone()).await;
+        let channel = connected.map_err(|error| {
+            problem_in(&error).unwrap_or_else(|| Problem::new(Code::HubUnavailable, error.to_string()))
         })?;
         let sealer = Sealer::new(shared.config.credential()?, shared.incarnation);
         let session = Self {
+            connector,
             channel,
             origin: origin(&shared.config),
             sealer,
@@ -126,7 +124,8 @@ impl Session {
         call.set_timeout(shared.config.connect_timeout);
         let mut client = SessionClient::with_origin(self.channel.clone(), self.origin.clone())
             .max_decoding_message_size(SEALED_BYTES_MAX);
-        let answer = client.hello(call).await.map_err(|status| problem_of(&status))?;
+        let failed = |status| self.connector.problem_of(&status);
+        let answer = client.hello(call).await.map_err(failed)?;
         let reply: v1::HelloReply = self.sealer.open(&label, &answer.into_inner())?;
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {
             Code::None => {}
@@ -141,6 +140,9 @@ impl Session {
 
 /// A gRPC status in our words.
 pub(crate) fn problem_of(status: &tonic::Status) -> Problem {
+    if let Some(problem) = problem_in(status) {
+        return problem;
+    }
     match status.code() {
         tonic::Code::Unauthenticated => Problem::new(
             Code::NotOpened,
@@ -158,12 +160,4 @@ pub(crate) fn problem_of(status: &tonic::Status) -> Problem {
             format!("the hub did not answer: {code:?}, {}", status.message()),
         ),
     }
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -12,6 +12,7 @@ use crate::{
     keyring::{KEYRING_VARIABLE, Keyring},
     redis_client,
     store::{Connection, Store},
+    tls::{self, Tls},
     validate::types_file::Rules,
 };
 
@@ -31,6 +32,7 @@ pub(super) async fn check(common: &Common) -> ExitCode {
     let rules =
         Rules::load(config.types_file.as_deref()).map(|rules| format!("ok (version {})", rules.policies.version));
     let all_well = [
+        told("tls", &certificate(&config)),
         told("rules", &rules),
         told("keyring", &keyring(&config)),
         told("database", &database(&config).await),
@@ -49,6 +51,19 @@ fn told<E: std::fmt::Display>(what: &str, found: &Result<String, E>) -> bool {
         Err(problem) => println!("{what}: {problem}"),
     }
     found.is_ok()
+}
+
+fn certificate(config: &Config) -> Result<String, Problem> {
+    let Some(files) = &config.tls else {
+        let reach = if config.listen.ip().is_loopback() {
+            "this machine alone reaches the port"
+        } else {
+            "allow_insecure is set"
+        };
+        return Ok(format!("ok (not used: {reach})"));
+    };
+    let found = tls::describe(Tls::load(files.clone())?.validity())?;
+    Ok(format!("ok ({found})"))
 }
 
 fn keyring(config: &Config) -> Result<String, Problem> {

@@ -12,8 +12,8 @@ pub(super) async fn serve(common: &Common) -> Result<(), Problems> {
     // Taken before anything is built, so that an early signal is not lost.
     let shutdown = shutdown_signal().map_err(|error| one(internal(&error)))?;
     let app = App::build(&config).await?;
-    let address = app.address().map_err(|error| one(internal(&error)))?;
-    println!("p2p-sync-proxy: serving on http://{address}");
+    let url = app.url().map_err(|error| one(internal(&error)))?;
+    println!("p2p-sync-proxy: serving on {url}");
     app.serve(shutdown).await.map_err(one)
 }
 

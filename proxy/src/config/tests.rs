@@ -56,6 +56,11 @@ fn plaintext_off_loopback_is_refused_unless_it_is_allowed() {
     assert!(problems.contains("allow_insecure = yes"), "{problems}");
     resolve("bind_address = 0.0.0.0\nallow_insecure = yes", &EMBEDDED).expect("allowed");
     resolve("bind_address = ::1", &EMBEDDED).expect("loopback");
+    resolve(
+        "bind_address = 0.0.0.0\ntls_cert = hub.pem\ntls_key = hub.key",
+        &EMBEDDED,
+    )
+    .expect("TLS");
 }
 
 #[test]

@@ -11,7 +11,7 @@ const NOWHERE: &str = "http://127.0.0.1:1";
 fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
     let credential = credential();
     let with_key = |line: &str| format!("encryption_key = {credential}\n{line}\n");
-    let all_at_once = "main_server_endpoint = https://hub:443\nencryption_key =\nenabled = perhaps\nbatch_size = 0\n\
+    let all_at_once = "main_server_endpoint = ftp://hub:443\nencryption_key =\nenabled = perhaps\nbatch_size = 0\n\
                        nonsense\nbatch_size = 5\n";
     let cases: Vec<(String, &[Refusal<'_>])> = vec![
         (
@@ -29,8 +29,8 @@ fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
             all_at_once.to_owned(),
             &[
                 (
-                    "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected http://host:port, found https",
-                    "put a local tunnel before the agent",
+                    "E107 BAD_ENDPOINT: line 1: main_server_endpoint: expected https://host:port",
+                    "found ftp",
                 ),
                 (
                     "E106 BAD_CREDENTIAL: line 2: encryption_key: the credential is empty",
@@ -68,13 +68,13 @@ fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
             with_key("main_server_endpoint = hub:50051"),
             &[(
                 "E107 BAD_ENDPOINT: line 2: main_server_endpoint: ",
-                "expected http://host:port, found no scheme",
+                "expected https://host:port, found no scheme",
             )],
         ),
         (
             with_key("main_server_endpoint = http://hub"),
             &[(
-                "E107 BAD_ENDPOINT: line 2: main_server_endpoint: expected http://host:port",
+                "E107 BAD_ENDPOINT: line 2: main_server_endpoint: expected https://host:port",
                 "with a path behind it",
             )],
         ),
@@ -198,7 +198,7 @@ fn a_hubs_file_is_refused_with_every_mistake_and_its_line() {
             format!("{database}\nbind_address = 0.0.0.0"),
             &[(
                 "E103 BAD_VALUE: line 2: bind_address: the proxy speaks plaintext",
-                "put a load balancer with TLS before it",
+                "set tls_cert and tls_key; or put a load balancer with TLS before it",
             )],
         ),
     ];

@@ -1,0 +1,7 @@
+//! TLS between hosts and hub, on real parts: certificates of a CA of the test's own, both programs, and nginx before them.
+
+mod authority;
+mod door;
+mod renewal;
+mod trust;
+mod world;
