@@ -2,6 +2,7 @@
 
 mod authority;
 mod door;
+mod edge;
 mod renewal;
 mod trust;
 mod world;
