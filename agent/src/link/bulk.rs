@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -68,25 +69,22 @@ impl Stream<'_> {
             answered: Instant::now(),
             pace,
         };
-        let opened = tokio::time::timeout(ANSWER_TIMEOUT, client.stream(ReceiverStream::new(outgoing))).await;
-        let problem = match opened {
-            Ok(Ok(answers)) => stream.exchange(answers.into_inner()).await,
-            Ok(Err(status)) => problem_of(&status),
-            Err(_) => problem_of(&tonic::Status::deadline_exceeded("")),
-        };
+        let opening = client.stream(ReceiverStream::new(outgoing));
+        let problem = stream.exchange(std::pin::pin!(opening)).await;
         for (_, flight) in stream.flights.values() {
             shared.put_back(flight, Duration::ZERO);
         }
         problem
     }
 
-    async fn exchange(&mut self, mut answers: tonic::Streaming<v1::Sealed>) -> Problem {
+    async fn exchange(&mut self, mut opening: Pin<&mut impl Opening>) -> Problem {
         let mut since = None;
+        let mut answers = None;
         loop {
             let silence = ANSWER_TIMEOUT.saturating_sub(self.answered.elapsed());
             let has_room = self.flights.len() < BULK_WINDOW_BATCHES;
             tokio::select! {
-                answer = answers.message() => match answer {
+                answer = hear(opening.as_mut(), &mut answers) => match answer {
                     Ok(Some(sealed)) => if let Err(problem) = self.answer(&sealed) {
                         return problem;
                     },
@@ -139,6 +137,23 @@ impl Stream<'_> {
             }
         }
     }
+}
+
+/// A stream that the hub has yet to answer.
+trait Opening: Future<Output = Result<tonic::Response<tonic::Streaming<v1::Sealed>>, tonic::Status>> {}
+impl<F: Future<Output = Result<tonic::Response<tonic::Streaming<v1::Sealed>>, tonic::Status>>> Opening for F {}
+
+/// Waits for an answer. Batches are sent meanwhile, the first ones before the stream is open: nginx lets the hub know of a
+/// stream only with its first bytes, so that who waited for the one before the other would wait for the next ping.
+async fn hear(
+    opening: Pin<&mut impl Opening>,
+    answers: &mut Option<tonic::Streaming<v1::Sealed>>,
+) -> Result<Option<v1::Sealed>, tonic::Status> {
+    let answers = match answers {
+        Some(answers) => answers,
+        None => answers.insert(opening.await?.into_inner()),
+    };
+    answers.message().await
 }
 
 /// Waits for a batch: a full one, or one whose first operation has lingered, when the pace allows it.

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use p2p_sync_tests::services::free_port;
@@ -104,11 +104,14 @@ fn hosts_go_through_nginx_by_its_name_and_by_a_path() {
         let mut agent = world.host(&format!("host-{number}"), &endpoint);
         agent.start();
         until_up(&mut agent);
+        let begun = Instant::now();
         assert!(
             agent.submit(number, &chat(number)) && agent.flush(Duration::from_mins(1)),
             "{}",
             agent.log()
         );
+        // Agents ping every 10 s, and that moves what nginx holds back.
+        assert!(begun.elapsed() < Duration::from_secs(6), "a batch waited for a ping");
         put_critical(&agent, 3);
         let got = agent.ask(json!({"do": "get", "path": "prontera/MAP_STATE"}));
         assert_eq!(got["data"]["users"], 3, "{got}");
