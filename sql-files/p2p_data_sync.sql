@@ -39,10 +39,13 @@ INSERT INTO p2p_sync.schema_version (version) VALUES (1) ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS p2p_sync.hub (
     one_row   boolean PRIMARY KEY DEFAULT true CHECK (one_row),
     hub_id    uuid NOT NULL DEFAULT gen_random_uuid(),
-    timeline  bigint NOT NULL DEFAULT 1
+    timeline  bigint NOT NULL DEFAULT 1,
+    alive_at  timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON COLUMN p2p_sync.hub.timeline IS
     'Raise it after restoring a backup or failing over to a replica that may lack commits: hosts and subscribers resync';
+COMMENT ON COLUMN p2p_sync.hub.alive_at IS
+    'When a proxy last noted that the hub serves: the time it was away does not count towards the end of a lease';
 INSERT INTO p2p_sync.hub DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS p2p_sync.hosts (
@@ -59,14 +62,40 @@ COMMENT ON COLUMN p2p_sync.hosts.account_id IS 'The volunteer''s game account; 0
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_assignments (
     map         text COLLATE "C" PRIMARY KEY,
-    host_id     uuid NOT NULL REFERENCES p2p_sync.hosts,
+    host_id     uuid REFERENCES p2p_sync.hosts,
     tenure      bigint NOT NULL,
     expires_at  timestamptz NOT NULL,
     backups     uuid[] NOT NULL DEFAULT '{}'
-);
+) WITH (fillfactor = 50);
+CREATE INDEX IF NOT EXISTS host_assignments_by_host ON p2p_sync.host_assignments (host_id);
 COMMENT ON TABLE p2p_sync.host_assignments IS
-    'Leases: which host writes which map, and until when. Not yet written by this version';
-COMMENT ON COLUMN p2p_sync.host_assignments.tenure IS 'Grows each time the map changes hands';
+    'Leases: which host writes which map. Whoever changes host or tenure locks the map''s row in map_states first, as its '
+    'writers do, so that a writer who has that lock reads what holds until its commit';
+COMMENT ON COLUMN p2p_sync.host_assignments.host_id IS 'NULL: nobody holds it';
+COMMENT ON COLUMN p2p_sync.host_assignments.tenure IS 'Of the last holder; grows each time the map changes hands';
+COMMENT ON COLUMN p2p_sync.host_assignments.expires_at IS
+    'From then on another host may be given the map. Until one is, the holder goes on writing and may renew';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.map_tenures (
+    map         text COLLATE "C" NOT NULL,
+    tenure      bigint NOT NULL,
+    host_id     uuid NOT NULL REFERENCES p2p_sync.hosts,
+    granted_at  timestamptz NOT NULL DEFAULT now(),
+    ended_at    timestamptz,
+    PRIMARY KEY (map, tenure)
+);
+CREATE INDEX IF NOT EXISTS map_tenures_by_host ON p2p_sync.map_tenures (host_id, map, tenure);
+COMMENT ON TABLE p2p_sync.map_tenures IS
+    'Who held which tenure of which map: tells an operation that came late from one that is forged. Never purged';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.lease_renewals (
+    host_id      uuid PRIMARY KEY REFERENCES p2p_sync.hosts,
+    incarnation  bigint NOT NULL,
+    counter      bigint NOT NULL,
+    renewed_at   timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.lease_renewals IS
+    'The last renewal of each host; one that is not newer, by (incarnation, counter), is a repetition and renews nothing';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_metrics (
     host_id      uuid NOT NULL REFERENCES p2p_sync.hosts,
@@ -186,6 +215,7 @@ COMMENT ON COLUMN p2p_sync.rejected_operations.payload IS
     'As it came: may be no JSON, nor text. Of a group its members: [{"path", "account_id", "map", "data"}]';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.limbo_operations (
+    limbo_id      bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     host_id       uuid NOT NULL,
     incarnation   bigint NOT NULL,
     sequence      bigint NOT NULL,
@@ -193,14 +223,23 @@ CREATE TABLE IF NOT EXISTS p2p_sync.limbo_operations (
     operation_id  uuid NOT NULL,
     path          text COLLATE "C" NOT NULL,
     data_type     smallint NOT NULL,
+    keeps_every   boolean NOT NULL,
+    account_id    bigint NOT NULL,
+    made_at_ms    bigint NOT NULL,
     deleted       boolean NOT NULL,
     payload       jsonb,
+    code          integer NOT NULL,
     reason        text NOT NULL,
     received_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (host_id, incarnation, sequence)
 );
+CREATE INDEX IF NOT EXISTS limbo_by_operation ON p2p_sync.limbo_operations (host_id, operation_id);
 COMMENT ON TABLE p2p_sync.limbo_operations IS
-    'What came under a tenure that had passed, until an operator merges or discards it. Not yet written by this version';
+    'What came under a tenure that had passed, until an operator merges or discards it (p2p-sync-proxy limbo)';
+COMMENT ON COLUMN p2p_sync.limbo_operations.tenure IS '0: made before its host knew of a lease. Of a group the oldest';
+COMMENT ON COLUMN p2p_sync.limbo_operations.path IS 'Empty for a group, which has one row';
+COMMENT ON COLUMN p2p_sync.limbo_operations.payload IS
+    'Of a group its members: [{"path", "type", "keeps_every", "account_id", "map", "tenure", "data"}], a deletion without "data"';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.presence (
     char_id     bigint PRIMARY KEY,
@@ -304,6 +343,264 @@ LANGUAGE sql STABLE AS $$
             WHERE host_id = p_host AND incarnation >= p_incarnation AND closed);
 $$;
 
+-- Locks a stream as its writers do, making its row: for whoever changes who may write it.
+CREATE OR REPLACE FUNCTION p2p_sync.lock_stream(p_stream text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) SELECT p_stream, 0, hub_id FROM p2p_sync.hub
+        ON CONFLICT (stream) DO UPDATE SET head = m.head;
+$$;
+
+-- Gives a host the lease of a map: the next tenure, or more time where it is the holder. `granted` is false, and nothing
+-- changes, where the host is unknown or not active (`holder` is NULL), or another one's lease runs and `p_force` is false.
+-- Locks are taken in the order hosts, streams, assignments: hosts first as `hello` does, which goes on to what applying
+-- locks before the streams.
+CREATE OR REPLACE FUNCTION p2p_sync.grant_map(
+    p_map text, p_host uuid, p_lease interval, p_force boolean,
+    OUT granted boolean, OUT holder uuid, OUT holder_tenure bigint, OUT holder_until timestamptz
+) LANGUAGE plpgsql AS $$
+BEGIN
+    granted := false;
+    PERFORM FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM p2p_sync.lock_stream(p_map);
+    SELECT a.host_id, a.tenure, a.expires_at INTO holder, holder_tenure, holder_until
+        FROM p2p_sync.host_assignments AS a WHERE a.map = p_map FOR UPDATE;
+    IF holder <> p_host AND holder_until > clock_timestamp() AND NOT p_force THEN
+        RETURN;
+    END IF;
+    granted := true;
+    IF holder IS DISTINCT FROM p_host THEN
+        holder := p_host;
+        holder_tenure := coalesce(holder_tenure, 0) + 1;
+        UPDATE p2p_sync.map_tenures SET ended_at = now() WHERE map = p_map AND tenure = holder_tenure - 1 AND ended_at IS NULL;
+        INSERT INTO p2p_sync.map_tenures (map, tenure, host_id) VALUES (p_map, holder_tenure, p_host);
+        holder_until := NULL;
+    END IF;
+    holder_until := greatest(holder_until, clock_timestamp() + p_lease);
+    INSERT INTO p2p_sync.host_assignments (map, host_id, tenure, expires_at) VALUES (p_map, p_host, holder_tenure, holder_until)
+        ON CONFLICT (map) DO UPDATE SET host_id = excluded.host_id, tenure = excluded.tenure, expires_at = excluded.expires_at;
+END $$;
+
+-- Takes a map from its holder, whom it gives; NULL where nobody holds it, or another host than the one given.
+CREATE OR REPLACE FUNCTION p2p_sync.release_map(p_map text, p_from uuid DEFAULT NULL) RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_holder uuid;
+BEGIN
+    PERFORM p2p_sync.lock_stream(p_map);
+    SELECT host_id INTO v_holder FROM p2p_sync.host_assignments WHERE map = p_map FOR UPDATE;
+    IF v_holder <> p_from THEN
+        RETURN NULL;
+    END IF;
+    IF v_holder IS NOT NULL THEN
+        UPDATE p2p_sync.map_tenures AS t SET ended_at = now() FROM p2p_sync.host_assignments AS a
+            WHERE a.map = p_map AND t.map = a.map AND t.tenure = a.tenure;
+        UPDATE p2p_sync.host_assignments SET host_id = NULL, expires_at = now() WHERE map = p_map;
+    END IF;
+    RETURN v_holder;
+END $$;
+
+-- Admits, locks or revokes a host; false where there is none. One that is revoked gives its leases up; one that is locked
+-- keeps them until they run out, for it cannot renew them.
+CREATE OR REPLACE FUNCTION p2p_sync.set_host_status(p_host uuid, p_status text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_map text;
+BEGIN
+    UPDATE p2p_sync.hosts SET status = p_status WHERE host_id = p_host;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_status = 'revoked' THEN
+        -- Nobody grants it another meanwhile: that waits for the host's row.
+        FOR v_map IN SELECT map FROM p2p_sync.host_assignments WHERE host_id = p_host ORDER BY map LOOP
+            PERFORM p2p_sync.release_map(v_map, p_host);
+        END LOOP;
+    END IF;
+    RETURN true;
+END $$;
+
+-- Renews all leases of a host, run out or not, and lists them. A repetition of an earlier renewal is not `fresh` and
+-- changes nothing.
+CREATE OR REPLACE FUNCTION p2p_sync.renew_leases(
+    p_host uuid, p_incarnation bigint, p_counter bigint, p_lease interval,
+    OUT fresh boolean, OUT maps text[], OUT tenures bigint[], OUT expires_in_ms bigint[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO p2p_sync.lease_renewals AS r (host_id, incarnation, counter)
+        SELECT host_id, p_incarnation, p_counter FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active'
+        ON CONFLICT (host_id) DO UPDATE
+            SET incarnation = excluded.incarnation, counter = excluded.counter, renewed_at = excluded.renewed_at
+            WHERE (excluded.incarnation, excluded.counter) > (r.incarnation, r.counter);
+    fresh := FOUND;
+    IF NOT fresh THEN
+        RETURN;
+    END IF;
+    -- Host and tenure stay, so that no stream has to be locked; sorted, as all who lock several.
+    PERFORM FROM p2p_sync.host_assignments WHERE host_id = p_host ORDER BY map FOR UPDATE;
+    WITH renewed AS (
+        UPDATE p2p_sync.host_assignments SET expires_at = greatest(expires_at, clock_timestamp() + p_lease)
+            WHERE host_id = p_host RETURNING map, tenure, expires_at
+    )
+    SELECT array_agg(map), array_agg(tenure),
+            array_agg(floor(extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint)
+        INTO maps, tenures, expires_in_ms FROM renewed;
+END $$;
+
+-- Notes that the hub serves. Where that was not noted for longer than `p_gap`, the hub was away, and leases that ran when
+-- it went are longer by that time; how long it was is given.
+CREATE OR REPLACE FUNCTION p2p_sync.note_alive(p_gap interval) RETURNS interval LANGUAGE plpgsql AS $$
+DECLARE
+    v_alive_at timestamptz;
+    v_away interval;
+BEGIN
+    SELECT alive_at INTO v_alive_at FROM p2p_sync.hub FOR UPDATE;
+    v_away := greatest(clock_timestamp() - v_alive_at, interval '0');
+    IF v_away > p_gap THEN
+        PERFORM FROM p2p_sync.host_assignments WHERE host_id IS NOT NULL ORDER BY map FOR UPDATE;
+        UPDATE p2p_sync.host_assignments SET expires_at = expires_at + v_away
+            WHERE host_id IS NOT NULL AND expires_at > v_alive_at;
+    END IF;
+    UPDATE p2p_sync.hub SET alive_at = clock_timestamp();
+    RETURN v_away;
+END $$;
+
+-- Writes what lies in limbo as the operator's edit, in the order of its streams, and takes it out of limbo; false where
+-- there is no such row.
+CREATE OR REPLACE FUNCTION p2p_sync.merge_limbo(p_limbo_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_limbo p2p_sync.limbo_operations;
+    v_hub uuid := (SELECT hub_id FROM p2p_sync.hub);
+    v_member record;
+    v_number bigint;
+    v_tenure bigint;
+BEGIN
+    DELETE FROM p2p_sync.limbo_operations WHERE limbo_id = p_limbo_id RETURNING * INTO v_limbo;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    FOR v_member IN
+        SELECT m.*, CASE WHEN m.path LIKE '@char/%' OR m.path LIKE '@account/%' THEN '@player'
+                WHEN m.path LIKE '@host/%' THEN '@host' ELSE split_part(m.path, '/', 1) END COLLATE "C" AS stream
+            FROM (SELECT v_limbo.path AS path, v_limbo.data_type AS data_type, v_limbo.keeps_every AS keeps_every,
+                        v_limbo.account_id AS account_id, split_part(v_limbo.path, '/', 1) AS map, v_limbo.tenure AS tenure,
+                        v_limbo.deleted AS deleted, v_limbo.payload AS payload, false AS in_group
+                    WHERE v_limbo.path <> ''
+                UNION ALL SELECT e ->> 'path', (e ->> 'type')::smallint, (e ->> 'keeps_every')::boolean,
+                        (e ->> 'account_id')::bigint, e ->> 'map', (e ->> 'tenure')::bigint, NOT e ? 'data', e -> 'data', true
+                    FROM jsonb_array_elements(CASE WHEN v_limbo.path = '' THEN v_limbo.payload ELSE '[]' END) AS e) AS m
+            ORDER BY stream, path
+    LOOP
+        INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) VALUES (v_member.stream, 1, v_hub)
+            ON CONFLICT (stream) DO UPDATE SET head = m.head + 1
+            RETURNING head INTO v_number;
+        -- Never older than what its path has, nor than what the map's holder writes: an edit is of today.
+        SELECT greatest(v_member.tenure, max(tenure)) INTO v_tenure
+            FROM (SELECT tenure FROM p2p_sync.host_assignments WHERE map = v_member.stream
+                UNION ALL SELECT tenure FROM p2p_sync.states WHERE path = v_member.path) AS there;
+        INSERT INTO p2p_sync.states AS s (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation, sequence,
+                host_id, operation_id, in_group, account_id, map, deleted, payload, received_at, logged_at, hub_edit, origin_hub)
+            VALUES (v_member.path, v_member.stream, v_number, v_member.data_type, v_member.keeps_every, v_tenure,
+                v_limbo.incarnation, v_limbo.sequence, v_limbo.host_id, v_limbo.operation_id, v_member.in_group,
+                v_member.account_id, v_member.map, v_member.deleted, v_member.payload, now(), now(), 1, v_hub)
+            ON CONFLICT (path) DO UPDATE SET
+                stream_sequence = excluded.stream_sequence, data_type = excluded.data_type,
+                keeps_every = excluded.keeps_every, tenure = excluded.tenure, incarnation = excluded.incarnation,
+                sequence = excluded.sequence, host_id = excluded.host_id, operation_id = excluded.operation_id,
+                in_group = excluded.in_group, account_id = excluded.account_id, map = excluded.map, deleted = excluded.deleted,
+                payload = excluded.payload, received_at = excluded.received_at, logged_at = excluded.logged_at,
+                hub_edit = s.hub_edit + 1, origin_hub = excluded.origin_hub;
+        INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, in_group, path, data_type,
+                keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded,
+                origin_hub)
+            VALUES (v_member.stream, v_number, now(), v_limbo.operation_id, v_member.in_group, v_member.path,
+                v_member.data_type, v_member.keeps_every, v_tenure, v_limbo.incarnation, v_limbo.sequence, v_limbo.host_id,
+                v_member.account_id, v_member.map, v_member.deleted, v_member.payload, v_limbo.made_at_ms, false, v_hub);
+    END LOOP;
+    RETURN true;
+END $$;
+
+-- Takes something out of limbo without writing it; it becomes a dead letter, so that its host is told so if it asks.
+CREATE OR REPLACE FUNCTION p2p_sync.discard_limbo(p_limbo_id bigint, p_reason text) RETURNS boolean LANGUAGE sql AS $$
+    WITH discarded AS (DELETE FROM p2p_sync.limbo_operations WHERE limbo_id = p_limbo_id RETURNING *), kept AS (
+        INSERT INTO p2p_sync.rejected_operations
+                (host_id, incarnation, sequence, operation_id, path, data_type, code, reason, payload)
+            SELECT host_id, incarnation, sequence, operation_id, path, data_type, code, p_reason,
+                    convert_to(coalesce(payload::text, ''), 'UTF8')
+                FROM discarded
+            RETURNING 1
+    )
+    SELECT EXISTS (SELECT FROM kept);
+$$;
+
+-- Keeps apart, of the operations in `p_new`, those that their host has no right to write: whose tenure is not the one that
+-- `p_allowed` has for their stream. What was made while the host held the map, or before it knew that it would (tenure 0,
+-- of a map that it holds or held), goes to limbo; what never was its to write is refused. A group goes the way of its worst
+-- member. Called by apply_batch, which has locked the streams.
+CREATE OR REPLACE FUNCTION p2p_sync.keep_apart(
+    p_host uuid, p_incarnation bigint, p_new int8multirange, p_allowed bigint[], p_streams text[],
+    p_sequences bigint[], p_stream_of integer[], p_operation_ids uuid[], p_tenures bigint[], p_paths text[],
+    p_data_types smallint[], p_keeps_every boolean[], p_deleted boolean[], p_account_ids bigint[], p_maps text[],
+    p_made_at_ms bigint[], p_payloads jsonb[], p_in_group boolean[], p_not_holder_code integer, p_stale_tenure_code integer,
+    OUT barred int8multirange, OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH judged AS (
+        SELECT o.sequence, o.stream, o.tenure, a.host_id AS holder, a.tenure AS current_tenure,
+                EXISTS (SELECT FROM p2p_sync.map_tenures AS t
+                    WHERE t.host_id = p_host AND t.map = o.stream AND (o.tenure = 0 OR t.tenure = o.tenure)) AS was_its
+            FROM (SELECT DISTINCT sequence, tenure, p_streams[stream_of] AS stream
+                FROM unnest(p_sequences, p_tenures, p_stream_of) AS given(sequence, tenure, stream_of)
+                WHERE tenure <> p_allowed[stream_of] AND p_new @> sequence) AS o
+            LEFT JOIN p2p_sync.host_assignments AS a ON a.map = o.stream
+    )
+    SELECT range_agg(int8range(worst.sequence, worst.sequence, '[]')), array_agg(worst.sequence),
+            array_agg(CASE WHEN was_its THEN p_stale_tenure_code ELSE p_not_holder_code END),
+            array_agg(CASE
+                WHEN was_its THEN format('this host''s lease of %s was not in force when this was made or had passed on before '
+                    'it came (tenure %s, now %s): it is kept apart until the hub''s operator merges or discards it',
+                    stream, tenure, current_tenure)
+                WHEN holder = p_host THEN format('this host holds the lease of %s under tenure %s and never held it under %s',
+                    stream, current_tenure, tenure)
+                WHEN holder IS NULL THEN format('nobody holds the lease of %s: ask the hub''s operator for it '
+                    '(p2p-sync-proxy maps grant)', stream)
+                ELSE format('host %s holds the lease of %s, not this host', holder, stream) END),
+            array_agg(was_its)
+        INTO barred, sequences, codes, reasons, limbo
+        FROM (SELECT DISTINCT ON (sequence) * FROM judged ORDER BY sequence, was_its, tenure, stream) AS worst;
+
+    WITH whole AS (
+        SELECT b.sequence, b.code, b.reason, b.limbo, (array_agg(o.operation_id))[1] AS operation_id,
+                min(o.tenure) FILTER (WHERE NOT p_streams[o.stream_of] LIKE '@%') AS tenure,
+                CASE WHEN bool_or(o.grouped) THEN '' ELSE min(o.path) END AS path,
+                CASE WHEN bool_or(o.grouped) THEN -1 ELSE min(o.data_type) END AS data_type,
+                coalesce(bool_or(o.grouped), false) OR bool_and(o.keeps_every) AS keeps_every,
+                CASE WHEN bool_or(o.grouped) THEN 0 ELSE min(o.account_id) END AS account_id,
+                min(o.made_at_ms) AS made_at_ms,
+                NOT coalesce(bool_or(o.grouped), false) AND bool_and(o.deleted) AS deleted,
+                CASE WHEN bool_or(o.grouped) THEN jsonb_agg(jsonb_build_object('path', o.path, 'type', o.data_type,
+                            'keeps_every', o.keeps_every, 'account_id', o.account_id, 'map', o.map, 'tenure', o.tenure)
+                        || CASE WHEN o.deleted THEN '{}' ELSE jsonb_build_object('data', o.payload) END ORDER BY o.place)
+                    ELSE (array_agg(o.payload))[1] END AS payload
+            FROM unnest(sequences, codes, reasons, limbo) AS b(sequence, code, reason, limbo)
+            JOIN unnest(p_sequences, p_stream_of, p_operation_ids, p_tenures, p_paths, p_data_types, p_keeps_every, p_deleted,
+                    p_account_ids, p_maps, p_made_at_ms, p_payloads, p_in_group) WITH ORDINALITY
+                AS o(sequence, stream_of, operation_id, tenure, path, data_type, keeps_every, deleted, account_id, map,
+                    made_at_ms, payload, grouped, place) USING (sequence)
+            GROUP BY b.sequence, b.code, b.reason, b.limbo
+    ), kept AS (
+        INSERT INTO p2p_sync.limbo_operations (host_id, incarnation, sequence, tenure, operation_id, path, data_type,
+                keeps_every, account_id, made_at_ms, deleted, payload, code, reason)
+            SELECT p_host, p_incarnation, w.sequence, w.tenure, w.operation_id, w.path, w.data_type, w.keeps_every, w.account_id,
+                    w.made_at_ms, w.deleted, w.payload, w.code, w.reason
+                FROM whole AS w WHERE w.limbo ORDER BY w.sequence
+    )
+    INSERT INTO p2p_sync.rejected_operations
+            (host_id, incarnation, sequence, operation_id, path, data_type, code, reason, payload)
+        SELECT p_host, p_incarnation, w.sequence, w.operation_id, w.path, w.data_type, w.code, w.reason,
+                convert_to(coalesce(w.payload::text, ''), 'UTF8')
+            FROM whole AS w WHERE NOT w.limbo ORDER BY w.sequence;
+END $$;
+
 -- Applies what one message holds of one incarnation of one host's outbox. Called as a statement of its own it is one
 -- transaction: what it returns is committed when the caller reads it.
 --
@@ -315,12 +612,15 @@ $$;
 --   p_in_group                   per operation: a member of a group; empty when none is
 --   p_log_seconds                per operation: 0 is always logged, n at most every n seconds a path, NULL never
 --
+--   p_leases_required            only a map's holder writes it; otherwise everybody does, and at the map's last tenure
+--
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
 -- is refused; and last, for then other hosts' messages about the same maps have to wait: lock the streams, take their
--- numbers, compare with the states and write them and the log.
+-- numbers, keep apart what their host may not write, compare with the states and write them and the log.
 --
 -- The result: `closed` (nothing was done), `waiting` (not settled, to be sent again), `refused_before` (was to be refused,
--- but an earlier call had settled it), `told_*` (what an earlier call had rejected, with the reason given then) and
+-- but an earlier call had settled it), `told_*` (what this call or an earlier one rejected, or put into limbo, with the
+-- reason given then) and
 -- `decided_*` (0 applied, 1 superseded, 2 conflict with an edit by the hub), by place in the arrays. An operation in none of them was applied by
 -- an earlier call.
 CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
@@ -335,8 +635,9 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_refused_sequences bigint[], p_refused_ids uuid[], p_refused_paths text[], p_refused_types integer[],
     p_refused_codes integer[], p_refused_reasons text[], p_refused_payloads bytea[],
     p_conflict_code integer, p_conflict_reason text,
+    p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer,
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
-    OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[],
+    OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[], OUT told_limbo boolean[],
     OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -347,6 +648,8 @@ DECLARE
     v_operation record;
     v_heads bigint[];
     v_conflicting bigint[] := '{}';
+    v_tenures bigint[];
+    v_barred record;
 BEGIN
     received_at_ms := floor(extract(epoch FROM now()) * 1000);
 
@@ -408,8 +711,10 @@ BEGIN
         END IF;
 
         IF v_settled && (p_batch + p_refused) THEN
-            SELECT array_agg(r.sequence), array_agg(r.code), array_agg(r.reason) INTO told_sequences, told_codes, told_reasons
-                FROM p2p_sync.rejected_operations AS r
+            SELECT array_agg(r.sequence), array_agg(r.code), array_agg(r.reason), array_agg(r.limbo)
+                INTO told_sequences, told_codes, told_reasons, told_limbo
+                FROM (SELECT host_id, incarnation, sequence, code, reason, false AS limbo FROM p2p_sync.rejected_operations
+                    UNION ALL SELECT host_id, incarnation, sequence, code, reason, true FROM p2p_sync.limbo_operations) AS r
                 WHERE r.host_id = p_host AND r.incarnation = p_incarnation
                     AND r.sequence BETWEEN lower(p_batch + p_refused) AND upper(p_batch + p_refused)
                     AND (p_batch + p_refused) * v_settled @> r.sequence;
@@ -446,6 +751,32 @@ BEGIN
     )
     SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;
 
+    -- The right to write. Whoever changes an assignment has to lock its stream first, so that what is read here holds until
+    -- the commit. NULL for streams that no lease governs: of players (there presence will say who writes) and of hosts.
+    SELECT array_agg(CASE WHEN s.stream LIKE '@%' THEN NULL
+                WHEN NOT p_leases_required THEN coalesce(a.tenure, 0)
+                WHEN a.host_id = p_host THEN a.tenure
+                ELSE -1 END ORDER BY s.place)
+        INTO v_tenures
+        FROM unnest(p_streams) WITH ORDINALITY AS s(stream, place)
+        LEFT JOIN LATERAL (SELECT host_id, tenure FROM p2p_sync.host_assignments WHERE map = s.stream LIMIT 1) AS a ON true;
+    IF p_leases_required AND EXISTS (
+        SELECT FROM unnest(p_sequences, p_tenures, p_stream_of) AS o(sequence, tenure, stream_of)
+            WHERE o.tenure <> v_tenures[o.stream_of] AND v_new @> o.sequence)
+    THEN
+        SELECT * INTO v_barred FROM p2p_sync.keep_apart(p_host, p_incarnation, v_new, v_tenures, p_streams, p_sequences,
+            p_stream_of, p_operation_ids, p_tenures, p_paths, p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps,
+            p_made_at_ms, p_payloads, p_in_group, p_not_holder_code, p_stale_tenure_code);
+        told_sequences := told_sequences || v_barred.sequences;
+        told_codes := told_codes || v_barred.codes;
+        told_reasons := told_reasons || v_barred.reasons;
+        told_limbo := told_limbo || v_barred.limbo;
+        v_new := v_new - v_barred.barred;
+        IF isempty(v_new) THEN
+            RETURN;
+        END IF;
+    END IF;
+
     -- A group with one member that conflicts is refused whole.
     IF cardinality(p_in_group) > 0 THEN
         SELECT coalesce(array_agg(o.sequence), '{}') INTO v_conflicting
@@ -455,8 +786,9 @@ BEGIN
     END IF;
 
     -- With the streams locked, what this statement reads of their states is what it writes over.
-    -- Incarnations are counted by each host's own outbox and order the operations of that host alone. Until leases give each
-    -- writer a tenure of its own, hosts that write one path share a tenure, and among them the one that comes last wins.
+    -- Incarnations are counted by each host's own outbox and order the operations of that host alone. A lease gives each
+    -- writer of a map a tenure of its own; where none governs, hosts that write one path share a tenure, and among them the
+    -- one that comes last wins.
     -- An edit that was seen but is not there is as wrong as one that is there but was not seen.
     WITH decided AS MATERIALIZED (
         SELECT *, newer AND NOT conflicts AND row_number() OVER (
@@ -468,12 +800,13 @@ BEGIN
                             s.host_id <> p_host OR (p_incarnation, o.sequence) > (s.incarnation, s.sequence)), true) AS newer,
                         o.log_seconds = 0
                             OR coalesce(s.logged_at, '-infinity') <= now() - make_interval(secs => o.log_seconds) AS log_is_due
-                    FROM unnest(p_sequences, p_stream_of, p_stream_back, p_operation_ids, p_tenures, p_paths, p_data_types,
+                    FROM (SELECT given.*, greatest(made_under, v_tenures[stream_of]) AS tenure
+                        FROM unnest(p_sequences, p_stream_of, p_stream_back, p_operation_ids, p_tenures, p_paths, p_data_types,
                             p_keeps_every, p_log_seconds, p_deleted, p_account_ids, p_maps, p_hub_edits_seen, p_made_at_ms,
                             p_payloads, p_in_group)
-                        WITH ORDINALITY AS o(sequence, stream_of, stream_back, operation_id, tenure, path, data_type,
+                        WITH ORDINALITY AS given(sequence, stream_of, stream_back, operation_id, made_under, path, data_type,
                             keeps_every, log_seconds, deleted, account_id, map, hub_edit_seen, made_at_ms, payload, grouped,
-                            place)
+                            place)) AS o
                     LEFT JOIN LATERAL (SELECT hub_edit, host_id, tenure, incarnation, sequence, logged_at
                         FROM p2p_sync.states WHERE states.path = o.path LIMIT 1) AS s ON true
                     WHERE v_new @> o.sequence

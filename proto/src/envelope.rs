@@ -53,11 +53,13 @@ pub enum Lane {
     Enrol = 6,
     /// The renewal of a credential.
     Rotate = 7,
+    /// The renewal of a host's leases.
+    Renew = 8,
 }
 
 /// A number that is no lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{0} is not a lane: lanes are numbered 1 to 7")]
+#[error("{0} is not a lane: lanes are numbered 1 to 8")]
 pub struct UnknownLane(pub u32);
 
 impl TryFrom<u32> for Lane {
@@ -72,6 +74,7 @@ impl TryFrom<u32> for Lane {
             5 => Self::Hello,
             6 => Self::Enrol,
             7 => Self::Rotate,
+            8 => Self::Renew,
             _ => return Err(UnknownLane(number)),
         })
     }

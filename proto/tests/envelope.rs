@@ -191,12 +191,13 @@ fn lanes_keep_their_numbers_and_no_other_number_is_one() {
         Lane::Hello,
         Lane::Enrol,
         Lane::Rotate,
+        Lane::Renew,
     ];
     for (number, lane) in (1..).zip(lanes) {
         assert_eq!(Lane::try_from(number), Ok(lane));
         assert_eq!(u32::from(lane as u8), number);
     }
-    for number in [0, 8, 257, u32::MAX] {
+    for number in [0, 9, 257, u32::MAX] {
         assert_eq!(Lane::try_from(number), Err(UnknownLane(number)));
     }
 }

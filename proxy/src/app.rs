@@ -41,6 +41,8 @@ use crate::{
 
 /// Between two questions whether the database answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two notes that the hub serves.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// Between two rounds of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_hours(1);
 /// How long a shutdown waits for calls and streams, and then for writes.
@@ -84,6 +86,8 @@ impl App {
         // After the database, whose folder it may lie in.
         let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
         let timeline = store.timeline().await?;
+        // Before anybody can be granted a map whose lease ran out while there was no hub to renew it.
+        store.note_start().await?;
         let (cache, publisher, host_cache, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),
@@ -154,6 +158,7 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(probe(Arc::clone(&hub), health.clone()));
         background.spawn(maintain(hub.store.clone()));
+        background.spawn(note_alive(hub.store.clone()));
         background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
@@ -315,6 +320,20 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     // The empty name stands for the whole server.
     for service in [""].into_iter().chain(Ingress::SERVICES) {
         health.set_service_status(service, status).await;
+    }
+}
+
+/// Keeps the time that the hub is away from counting towards the end of leases.
+async fn note_alive(store: Store) {
+    let mut ticks = interval(ALIVE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match store.note_alive().await {
+            Ok(Some(away)) => tracing::warn!(?away, "the hub was away: leases that ran then are longer by that time"),
+            Ok(None) => {}
+            // Told by the probe.
+            Err(problem) => tracing::debug!(%problem, "it could not be noted that the hub serves"),
+        }
     }
 }
 

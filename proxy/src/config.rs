@@ -13,7 +13,7 @@ use p2p_sync_proto::{
 
 use crate::{
     secret::Secret,
-    store::{Connection, StoreConfig, parse_url},
+    store::{Connection, Leases, StoreConfig, parse_url},
     tls,
     verdicts::{LockRule, movement::Pace},
 };
@@ -22,7 +22,7 @@ use crate::{
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 32] = [
+pub const KEYS: [Key; 34] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -40,6 +40,8 @@ pub const KEYS: [Key; 32] = [
     Key::new("embedding_dimensions", "1536"),
     Key::new("log_retention_days", "30"),
     Key::new("tombstone_retention_days", "90"),
+    Key::new("leases", "required"),
+    Key::new("lease_seconds", "60"),
     Key::new("redis_host", ""),
     Key::new("redis_port", "6379"),
     Key::new("redis_password", ""),
@@ -255,6 +257,14 @@ fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfi
         embedding_dimensions: raw.number("embedding_dimensions", 1..=2000),
         log_retention_days: raw.number("log_retention_days", 1..=36_500),
         tombstone_retention_days: raw.number("tombstone_retention_days", 1..=36_500),
+        leases: Leases {
+            required: raw.resolve("leases", |text| match text {
+                "required" => Ok(true),
+                "off" => Ok(false),
+                _ => Err("expected required or off".to_owned()),
+            }),
+            length: Duration::from_secs(raw.number("lease_seconds", 1..=86_400)),
+        },
     }
 }
 

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming, server::NamedService, service:
 use uuid::Uuid;
 
 use crate::{
-    open::Authenticated,
+    open::{Authenticated, Sender},
     operation::COUNTER_MAX,
     pipeline::{Hub, Turn, Turns, write_to_the_end},
     pull,
@@ -145,6 +145,50 @@ impl v1::session_server::Session for Ingress {
             });
         Ok(Response::new(sender.seal(&reply)))
     }
+
+    async fn renew(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let renewal = self.hub.opener.open(Lane::Renew, request.get_ref()).await?;
+        let Authenticated { sender, body } = renewal;
+        let reply = renew(&self.hub, &sender, &body)
+            .await
+            .unwrap_or_else(|problem| v1::RenewReply {
+                code: problem.code.into(),
+                message: problem.sentence,
+                ..Default::default()
+            });
+        Ok(Response::new(sender.seal(&reply)))
+    }
+}
+
+async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result<v1::RenewReply, Problem> {
+    let leases = hub.store.leases();
+    let mut reply = v1::RenewReply {
+        governed: leases.required,
+        lease_ms: u64::try_from(leases.length.as_millis()).unwrap_or(u64::MAX),
+        ..Default::default()
+    };
+    if leases.required {
+        let incarnation = sender.label().incarnation;
+        if incarnation > COUNTER_MAX || request.counter > COUNTER_MAX {
+            return Err(Problem::new(
+                Code::BadRequest,
+                "the renewal's counter is larger than the hub counts",
+            ));
+        }
+        let renewed = hub
+            .store
+            .renew_leases(sender.host_id(), incarnation, request.counter)
+            .await?;
+        reply.leases = renewed
+            .into_iter()
+            .map(|lease| v1::Lease {
+                map: lease.map,
+                tenure: lease.tenure,
+                expires_in_ms: lease.expires_in_ms,
+            })
+            .collect();
+    }
+    Ok(reply)
 }
 
 async fn greet(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Problem> {

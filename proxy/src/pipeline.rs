@@ -68,6 +68,7 @@ async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Re
     let rules = hub.rules.load_full();
     let (sender, valid) = validate(&rules, authenticated).await;
     turn.come().await;
+    let valid = valid.map(|valid| under_leases(hub, valid));
     let committed = match &valid {
         Ok(valid) => hub
             .store
@@ -115,6 +116,16 @@ pub fn write_to_the_end(
             Err(Status::internal(Problem::new(Code::Internal, sentence).to_string()))
         })
     }
+}
+
+/// Where no lease governs, a tenure says nothing of who may write, and one left from before must not win over newer state.
+fn under_leases(hub: &Hub, mut valid: Valid) -> Valid {
+    if !hub.store.leases().required {
+        for op in &mut valid.ops {
+            op.tenure = 0;
+        }
+    }
+    valid
 }
 
 /// Where the database broke off or refused to go on, it may have committed a part all the same.

@@ -57,7 +57,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Writes a hub's configuration into a folder; `settings` are added to it. Nothing runs yet.
+    /// Writes a hub's configuration into a folder; `settings` are added to it, and unless they say otherwise every host may
+    /// write every map. Nothing runs yet.
     pub fn new(program: &Path, folder: &Path, database: &HubDatabase, settings: &[(&str, String)]) -> Self {
         std::fs::create_dir_all(folder).expect("the folder can be made");
         let mut text = String::from("port = 0\n");
@@ -66,6 +67,10 @@ impl Hub {
             HubDatabase::Server(url) => {
                 text += &format!("pg_connection_string = {url}\nkeyring_file = keyring\n");
             }
+        }
+        if !settings.iter().any(|(key, _)| *key == "leases") {
+            // Who writes which map is the matter of few.
+            text += "leases = off\n";
         }
         for (key, value) in settings {
             if *key == "port" {
@@ -106,9 +111,28 @@ impl Hub {
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
+    /// Runs a command of the hub's program that fails; gives its standard error.
+    pub fn fails(&self, command: &[&str]) -> String {
+        let output = self.arguments(command).output().expect("the program runs");
+        assert!(!output.status.success(), "proxy {command:?} did not fail");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Admits a host; gives its credential.
     pub fn add_host(&self, account: u32) -> String {
         self.command(&["hosts", "add", "--account", &account.to_string()])
+    }
+
+    /// Admits a host that may write some maps; gives its credential.
+    pub fn add_host_of(&self, account: u32, maps: &[&str]) -> String {
+        self.command(&[
+            "hosts",
+            "add",
+            "--account",
+            &account.to_string(),
+            "--maps",
+            &maps.join(","),
+        ])
     }
 
     /// Starts serving; gives the address.

@@ -41,7 +41,7 @@ impl Hub {
             embedded: true,
             data_dir: Some(folder.path().to_owned()),
         };
-        let config = Config::resolve("port = 0", Path::new(""), &overrides, |_| None).expect("valid");
+        let config = Config::resolve("port = 0\nleases = off", Path::new(""), &overrides, |_| None).expect("valid");
         let app = App::build(&config).await.expect("built");
         let inner = Arc::clone(&app.hub);
         let store = inner.store.clone();

@@ -1,7 +1,7 @@
 //! `hosts add|list|show|lock|unlock|status|verdicts`
 
 use clap::Subcommand;
-use p2p_sync_proto::{Code, Problem, settings::Problems};
+use p2p_sync_proto::{Code, Problem, path::check_map, settings::Problems};
 use uuid::Uuid;
 
 use super::{Common, log_warnings, one};
@@ -23,6 +23,9 @@ pub(super) enum Hosts {
         /// For people, e.g. the volunteer's name.
         #[arg(long, default_value = "")]
         name: String,
+        /// Maps that it may write from now on, with commas between; more by `maps grant`.
+        #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
+        maps: Vec<String>,
     },
     /// Show all machines.
     List,
@@ -50,7 +53,8 @@ pub(super) enum Hosts {
         #[arg(long, value_name = "N", default_value = "100")]
         limit: u32,
     },
-    /// Say whether a machine may take part; takes hold within 2 seconds.
+    /// Say whether a machine may take part; takes hold within 2 seconds. One that is revoked gives its maps up, one that is
+    /// locked keeps them until their leases run out.
     Status {
         /// As `hosts list` shows it.
         host_id: Uuid,
@@ -67,7 +71,7 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
     log_warnings();
     let store = Store::connect(&config.store).await.map_err(one)?;
     let done = match hosts {
-        Hosts::Add { account, name } => add(&store, &config, *account, name).await,
+        Hosts::Add { account, name, maps } => add(&store, &config, *account, name, maps).await,
         Hosts::List => list(&store).await,
         Hosts::Show { host_id } => show(&store, *host_id).await,
         Hosts::Lock { host_id } => change(&store, *host_id, HostStatus::Locked).await,
@@ -79,15 +83,19 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
     done.map_err(one)
 }
 
-async fn add(store: &Store, config: &Config, account: u32, name: &str) -> Result<(), Problem> {
+async fn add(store: &Store, config: &Config, account: u32, name: &str, maps: &[String]) -> Result<(), Problem> {
     if name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
         let sentence = format!("a host's name has at most {NAME_BYTES_MAX} bytes and no control characters");
         return Err(Problem::new(Code::BadValue, sentence));
     }
+    maps.iter().try_for_each(|map| check_map(map))?;
     let keyring: Keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
     let key = keyring.current();
     let host = store.add_host(Uuid::new_v4(), account, name, key.id().as_str()).await?;
     println!("{}", key.credential(host.host_id, host.generation).to_text().as_str());
+    for map in maps {
+        store.grant_map(map, host.host_id, false).await?;
+    }
     Ok(())
 }
 

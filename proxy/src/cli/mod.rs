@@ -3,6 +3,8 @@
 mod check;
 mod hosts;
 mod keys;
+mod limbo;
+mod maps;
 mod schema;
 mod serve;
 
@@ -54,6 +56,12 @@ enum Command {
     /// The volunteers' machines.
     #[command(subcommand)]
     Hosts(hosts::Hosts),
+    /// Who writes which map.
+    #[command(subcommand)]
+    Maps(maps::Maps),
+    /// What came after the right to write its map had passed on.
+    #[command(subcommand)]
+    Limbo(limbo::Limbo),
     /// The tables.
     #[command(subcommand)]
     Schema(schema::Schema),
@@ -94,6 +102,8 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check => return check::check(&common).await,
         Command::Keys(keys) => keys::run(&keys, &common),
         Command::Hosts(hosts) => hosts::run(&hosts, &common).await,
+        Command::Maps(maps) => maps::run(&maps, &common).await,
+        Command::Limbo(limbo) => limbo::run(&limbo, &common).await,
         Command::Schema(schema) => schema::run(&schema, &common).await,
     };
     match done {

@@ -151,7 +151,7 @@ impl Store {
         arguments: &Arguments<'_>,
     ) -> Result<Result<Answer, tokio_postgres::Error>, Unavailable> {
         let limit = self.inner.statement_timeout(lane) + SILENCE_MAX;
-        if let Ok(answer) = tokio::time::timeout(limit, arguments.send(&client)).await {
+        if let Ok(answer) = tokio::time::timeout(limit, arguments.send(&client, self.inner.leases.required)).await {
             return Ok(answer);
         }
         tracing::warn!(?limit, "Postgres says nothing; the connection is closed");

@@ -20,7 +20,7 @@ use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
     $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25::text[]::jsonb[], \
-    $26, $27, $28, $29, $30, $31, $32, $33, $34, $35)";
+    $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38)";
 
 const CONFLICT: &str = "the operator edited this state, and the writer had not seen that: read the path again, then write what is still meant";
 const TOO_OLD: &str = "the operation comes from an outbox that was closed long ago, and newer state may have been deleted since: it is refused";
@@ -111,12 +111,12 @@ impl<'a> Arguments<'a> {
     }
 
     /// Calls `apply_batch`; what comes back is committed.
-    pub(super) async fn send(&self, client: &Object) -> Result<Answer, tokio_postgres::Error> {
+    pub(super) async fn send(&self, client: &Object, leases_required: bool) -> Result<Answer, tokio_postgres::Error> {
         let statement = client.prepare_cached(APPLY).await?;
         let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
         let [batch, refused, withdrawn] = &self.sets;
         #[rustfmt::skip]
-        let values: [&(dyn ToSql + Sync); 35] = [
+        let values: [&(dyn ToSql + Sync); 38] = [
             &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
             &self.streams, &self.stream_counts,
             &self.sequences, &self.predecessor_incarnations, &self.predecessors, &self.stream_of, &self.stream_back,
@@ -126,6 +126,7 @@ impl<'a> Arguments<'a> {
             &self.refused_sequences, &self.refused_ids, &self.refused_paths, &self.refused_types,
             &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
             &(Code::Conflict as i32), &CONFLICT,
+            &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32),
         ];
         let row = client.query_one(&statement, &values).await?;
         Ok(Answer {
@@ -135,7 +136,9 @@ impl<'a> Arguments<'a> {
             waiting: list(&row, "waiting"),
             told: list(&row, "told_sequences")
                 .into_iter()
-                .zip(list(&row, "told_codes").into_iter().zip(list(&row, "told_reasons")))
+                .zip(list(&row, "told_codes"))
+                .zip(list(&row, "told_reasons").into_iter().zip(list(&row, "told_limbo")))
+                .map(|((sequence, code), (reason, limbo))| (sequence, Told { code, reason, limbo }))
                 .collect(),
             refused_before: list(&row, "refused_before"),
             decided: list(&row, "decided_rows")
@@ -161,11 +164,18 @@ pub(super) struct Answer {
     received_at_ms: u64,
     closed: bool,
     waiting: Vec<i64>,
-    told: HashMap<i64, (i32, String)>,
+    told: HashMap<i64, Told>,
     /// Of the sequences to be refused, those that were settled before.
     refused_before: Vec<i64>,
     /// Outcome and number by the operation's place in the call, from 1.
     decided: HashMap<i64, (i16, i64)>,
+}
+
+/// What was rejected or put into limbo, by this call or an earlier one.
+struct Told {
+    code: i32,
+    reason: String,
+    limbo: bool,
 }
 
 impl Answer {
@@ -219,7 +229,8 @@ impl Answer {
             return Outcome::NotYet;
         }
         match self.told.get(&sequence) {
-            Some((code, reason)) => Outcome::Rejected(Problem::new(code_of(*code), reason)),
+            Some(told) if told.limbo => Outcome::Limbo(Problem::new(code_of(told.code), &told.reason)),
+            Some(told) => Outcome::Rejected(Problem::new(code_of(told.code), &told.reason)),
             None => Outcome::Applied { stream_sequence: 0 },
         }
     }

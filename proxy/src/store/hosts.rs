@@ -130,10 +130,23 @@ impl Store {
         Ok(rows.first().map(HostRow::of))
     }
 
-    /// Locks, revokes or readmits a host; false where there is no such host.
+    /// Locks, revokes or readmits a host; false where there is no such host. One that is revoked gives its leases up, one
+    /// that is locked keeps them until they run out.
     pub async fn set_host_status(&self, host_id: Uuid, status: HostStatus) -> Result<bool, Problem> {
-        const SET: &str = "UPDATE p2p_sync.hosts SET status = $2 WHERE host_id = $1";
-        Ok(self.write(SET, &[&host_id, &status.as_str()]).await? > 0)
+        const SET: &str = "SELECT p2p_sync.set_host_status($1, $2)";
+        let rows = self.change(SET, &[&host_id, &status.as_str()]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// A statement that changes something and gives rows; durable when this returns.
+    pub(super) async fn change(
+        &self,
+        sql: &str,
+        values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<Row>, Problem> {
+        let rows = self.rows(sql, values).await?;
+        self.inner.pools.make_durable().await?;
+        Ok(rows)
     }
 
     pub(super) async fn write(

@@ -1,8 +1,9 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
-//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `verdicts` what was found against
-//! them, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
+//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
+//! `limbo` keeps what came too late for it, `verdicts` what was found against hosts, `schema` and `maintain` keep the tables,
+//! and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
@@ -10,6 +11,8 @@ mod call;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod hosts;
+mod leases;
+mod limbo;
 mod maintain;
 mod pools;
 mod read;
@@ -25,6 +28,8 @@ use uuid::Uuid;
 
 pub(crate) use call::without_nul;
 pub use hosts::{Claim, HostRow, HostStatus};
+pub use leases::{Assignment, Leases, Renewal, Tenure};
+pub use limbo::LimboRow;
 pub use maintain::Maintained;
 pub use pools::parse_url;
 pub use read::StateRow;
@@ -61,6 +66,8 @@ pub struct StoreConfig {
     pub log_retention_days: u32,
     /// How long tombstones are kept, and how old an outbox may be: what it still holds then is refused.
     pub tombstone_retention_days: u32,
+    /// Who may write which map.
+    pub leases: Leases,
 }
 
 /// The database did not decide: nothing may be said of the message, and it is sent again.
@@ -90,6 +97,7 @@ struct Inner {
     bulk_statement_timeout: Duration,
     log_retention_days: u32,
     tombstone_retention_days: u32,
+    leases: Leases,
 }
 
 impl Inner {
@@ -125,6 +133,7 @@ impl Store {
                 bulk_statement_timeout: config.bulk_statement_timeout,
                 log_retention_days: config.log_retention_days,
                 tombstone_retention_days: config.tombstone_retention_days,
+                leases: config.leases,
             }),
         })
     }

@@ -36,8 +36,10 @@ const CHANGES: &str = concat!(
         ORDER BY stream_sequence LIMIT $3)) AS changes ORDER BY stream_sequence LIMIT $3"
 );
 
-const REJECTED: &str = "SELECT code, reason FROM p2p_sync.rejected_operations WHERE host_id = $1 \
-    AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) LIMIT 1";
+const REJECTED: &str = "SELECT code, reason, false FROM p2p_sync.rejected_operations WHERE host_id = $1 \
+        AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) \
+    UNION ALL SELECT code, reason, true FROM p2p_sync.limbo_operations WHERE host_id = $1 \
+        AND (operation_id = $2 OR incarnation = $3 AND sequence = $4) LIMIT 1";
 
 /// A group is superseded where each of its members is.
 const LOGGED: &str = "SELECT stream_sequence, superseded FROM p2p_sync.operations WHERE operation_id = $1 AND host_id = $2 \
@@ -154,8 +156,12 @@ impl Store {
             .await?
             .first()
         {
-            let reason: String = row.get(1);
-            return Ok(Some(Outcome::Rejected(Problem::new(code_of(row.get(0)), reason))));
+            let problem = Problem::new(code_of(row.get(0)), row.get::<_, String>(1));
+            return Ok(Some(if row.get(2) {
+                Outcome::Limbo(problem)
+            } else {
+                Outcome::Rejected(problem)
+            }));
         }
         if let Some(row) = self.rows(LOGGED, &[&operation_id, &host_id]).await?.first() {
             let applied = Outcome::Applied {

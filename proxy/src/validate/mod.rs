@@ -197,6 +197,7 @@ impl Check<'_> {
         check_counters(op, position)?;
         let path = Path::parse(&op.path)?;
         let parts = path.parts();
+        check_tenure(op, parts.scope)?;
         let policy = self.rules.policies.of(parts.data_type);
         self.check_policy_version(op.policy_version, policy)?;
         self.check_owner(op.policy_version, parts.scope, policy)?;
@@ -211,7 +212,7 @@ impl Check<'_> {
         Ok(ValidOp {
             index,
             operation_id,
-            tenure: op.version.as_ref().map_or(0, |version| version.tenure),
+            tenure: tenure_of(op),
             position,
             data_type: parts.data_type,
             keep: policy.keep,
@@ -310,12 +311,11 @@ fn is_canonical(op: &v1::Operation, bytes: &Bytes) -> bool {
 }
 
 fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem> {
-    let tenure = op.version.as_ref().map_or(0, |version| version.tenure);
-    if tenure != 0 {
-        let sentence = "no lease has been granted, so nothing is written under a tenure: send it with tenure 0";
-        return Err(Problem::new(Code::NotLeaseHolder, sentence));
-    }
-    for (name, counter) in [("edit", op.hub_edit_seen), ("clock", op.made_at_ms)] {
+    for (name, counter) in [
+        ("tenure", tenure_of(op)),
+        ("edit", op.hub_edit_seen),
+        ("clock", op.made_at_ms),
+    ] {
         if counter > COUNTER_MAX {
             return Err(bad(&format!("the {name}'s number is larger than the hub counts")));
         }
@@ -326,6 +326,22 @@ fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem>
         }
         _ => Ok(()),
     }
+}
+
+/// A lease is of a map; of which tenure it may be is known where it is stored.
+fn check_tenure(op: &v1::Operation, scope: Scope<'_>) -> Result<(), Problem> {
+    match scope {
+        Scope::Map(_) => Ok(()),
+        _ if tenure_of(op) == 0 => Ok(()),
+        _ => {
+            let sentence = "only what belongs to a map is written under a tenure: send it with tenure 0";
+            Err(Problem::new(Code::NotLeaseHolder, sentence))
+        }
+    }
+}
+
+fn tenure_of(op: &v1::Operation) -> u64 {
+    op.version.as_ref().map_or(0, |version| version.tenure)
 }
 
 fn bad(what: &str) -> Problem {

@@ -146,8 +146,7 @@ fn each_malformed_operation_is_refused_with_its_code_and_settles() {
             },
             Code::BadOperation,
         ),
-        (with_version(1, INCARNATION, 5), Code::NotLeaseHolder),
-        (with_version(u64::MAX, INCARNATION, 5), Code::NotLeaseHolder),
+        (with_version(u64::MAX, INCARNATION, 5), Code::BadOperation),
         (
             v1::Operation {
                 hub_edit_seen: u64::MAX,
@@ -178,6 +177,13 @@ fn each_path_that_is_not_the_hosts_to_write_is_refused_with_its_code() {
         (with_path("prontera/NO_TYPE"), Code::UnknownType),
         (with_path("@char/1/MONSTER_DATA/7"), Code::BadPath),
         (with_path(&foreign), Code::NotLeaseHolder),
+        (
+            v1::Operation {
+                path: own.clone(),
+                ..with_version(1, INCARNATION, 5)
+            },
+            Code::NotLeaseHolder,
+        ),
         (
             v1::Operation {
                 map: "not a map".to_owned(),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use p2p_sync_proto::Position;
-use p2p_sync_proxy::store::{Connection, Store, StoreConfig};
+use p2p_sync_proxy::store::{Connection, Leases, Store, StoreConfig};
 
 use uuid::Uuid;
 
@@ -59,7 +59,7 @@ impl fmt::Display for Account {
 struct Held {
     logged: HashSet<String>,
     log_rows: usize,
-    /// Version of the state of each path: tenure is 0 throughout.
+    /// Version of the state of each path: a map is in one tenure throughout.
     states: HashMap<String, Position>,
     /// Which positions each host's messages settled.
     settled: HashMap<(Uuid, u64), Vec<(u64, u64)>>,
@@ -136,6 +136,10 @@ async fn read(database: &Path) -> Held {
         embedding_dimensions: 1536,
         log_retention_days: 30,
         tombstone_retention_days: 30,
+        leases: Leases {
+            required: true,
+            length: Duration::from_mins(1),
+        },
     };
     let store = Store::connect(&config).await.expect("the hub has stopped");
     let client = store.reads().await.expect("a connection");

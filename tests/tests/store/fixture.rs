@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use p2p_sync_proto::{Path, Position, envelope::Lane, ids::new_id, policy::Keep, v1};
 use p2p_sync_proxy::{
     operation::{Committed, History, Outcome, Refused, Valid, ValidOp},
-    store::{Connection, Store, StoreConfig},
+    store::{Connection, Leases, Store, StoreConfig},
 };
 use p2p_sync_tests::services::{Database, database};
 use tokio_postgres::Client;
@@ -21,10 +21,19 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) async fn new() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// One that lets hosts write the maps they hold, and no others.
+    pub(crate) async fn governed() -> Self {
+        Self::with(|config| config.leases.required = true).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut StoreConfig)) -> Self {
         let database = database().await;
-        let store = Store::connect(&config(database.url()))
-            .await
-            .expect("an empty database is taken");
+        let mut config = config(database.url());
+        change(&mut config);
+        let store = Store::connect(&config).await.expect("an empty database is taken");
         let sql = database.client().await;
         Self { store, database, sql }
     }
@@ -65,6 +74,10 @@ pub(crate) fn config(url: &str) -> StoreConfig {
         embedding_dimensions: 8,
         log_retention_days: 30,
         tombstone_retention_days: 30,
+        leases: Leases {
+            required: false,
+            length: Duration::from_mins(1),
+        },
     }
 }
 
@@ -168,7 +181,8 @@ pub(crate) fn told(committed: &Committed) -> Vec<&'static str> {
             Outcome::Applied { .. } => "applied",
             Outcome::Superseded => "superseded",
             Outcome::NotYet => "not yet",
-            Outcome::Rejected(problem) | Outcome::Limbo(problem) => problem.code.label(),
+            Outcome::Limbo(_) => "limbo",
+            Outcome::Rejected(problem) => problem.code.label(),
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::fixture::{Hub, at, every, message, numbers, put, told};
 
 /// Makes one group of operations of one sequence.
-fn group(mut members: Vec<ValidOp>) -> Vec<ValidOp> {
+pub(crate) fn group(mut members: Vec<ValidOp>) -> Vec<ValidOp> {
     let operation_id = new_id();
     for member in &mut members {
         (member.in_group, member.operation_id) = (true, operation_id);
@@ -16,7 +16,7 @@ fn group(mut members: Vec<ValidOp>) -> Vec<ValidOp> {
 }
 
 /// Applies a message of operations and groups.
-async fn apply(hub: &Hub, host: Uuid, units: Vec<Vec<ValidOp>>) -> Committed {
+pub(crate) async fn apply(hub: &Hub, host: Uuid, units: Vec<Vec<ValidOp>>) -> Committed {
     let mut valid = message(host, vec![]);
     for (index, unit) in (0..).zip(units) {
         valid.ops.extend(unit.into_iter().map(|op| ValidOp { index, ..op }));

@@ -2,6 +2,8 @@
 
 mod fixture;
 mod groups;
+mod leases;
+mod limbo;
 mod order;
 mod outage;
 mod refusal;

@@ -1,0 +1,86 @@
+//! What came under a tenure that had passed: apart from the state until the operator decides.
+
+use std::time::SystemTime;
+
+use p2p_sync_proto::{Code, Problem};
+use uuid::Uuid;
+
+use super::{Store, unsigned};
+
+/// Rows that are listed at one time.
+const LISTED_MAX: i64 = 1000;
+/// What the host is told of an operation that was discarded, if it asks.
+const DISCARDED: &str =
+    "it came after the right to write its map had passed on, and the hub's operator decided against it";
+
+/// An operation, or a group, that waits for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimboRow {
+    /// What it is merged or discarded by.
+    pub limbo_id: i64,
+    /// Who sent it.
+    pub host_id: Uuid,
+    /// What it was made under; 0 before the host knew of a lease.
+    pub tenure: u64,
+    /// As the host gave it.
+    pub operation_id: Uuid,
+    /// What it would write; of a group all of its paths, with a space between.
+    pub paths: String,
+    /// It would delete its path.
+    pub deleted: bool,
+    /// JSON text; of a group an array of its members.
+    pub payload: Option<String>,
+    /// Postgres' clock when it came.
+    pub received_at: SystemTime,
+}
+
+impl Store {
+    /// What lies in limbo, of one map or of all, the oldest first; at most 1000.
+    pub async fn limbo(&self, map: Option<&str>) -> Result<Vec<LimboRow>, Problem> {
+        const LIST: &str = "SELECT limbo_id, host_id, tenure, operation_id, paths, deleted, payload::text, received_at \
+            FROM (SELECT *, CASE WHEN path <> '' THEN path ELSE \
+                    (SELECT string_agg(e ->> 'path', ' ' ORDER BY n) \
+                        FROM jsonb_array_elements(payload) WITH ORDINALITY AS m(e, n)) END AS paths \
+                FROM p2p_sync.limbo_operations) AS listed \
+            WHERE $1::text IS NULL OR EXISTS (SELECT FROM regexp_split_to_table(paths, ' ') AS one \
+                WHERE split_part(one, '/', 1) = $1) \
+            ORDER BY limbo_id LIMIT $2";
+        let rows = self.rows(LIST, &[&map, &LISTED_MAX]).await?;
+        let of = |row: &tokio_postgres::Row| LimboRow {
+            limbo_id: row.get(0),
+            host_id: row.get(1),
+            tenure: unsigned(row.get(2)),
+            operation_id: row.get(3),
+            paths: row.get(4),
+            deleted: row.get(5),
+            payload: row.get(6),
+            received_at: row.get(7),
+        };
+        Ok(rows.iter().map(of).collect())
+    }
+
+    /// Writes what lies in limbo as the operator's edit: newer than what its paths have, and `hub_edit` is raised.
+    /// `NOT_FOUND` where there is no such row.
+    pub async fn merge_limbo(&self, limbo_id: i64) -> Result<(), Problem> {
+        let rows = self.change("SELECT p2p_sync.merge_limbo($1)", &[&limbo_id]).await?;
+        found(&rows, limbo_id)
+    }
+
+    /// Gives up what lies in limbo; it becomes a dead letter. `NOT_FOUND` where there is no such row.
+    pub async fn discard_limbo(&self, limbo_id: i64) -> Result<(), Problem> {
+        let rows = self
+            .change("SELECT p2p_sync.discard_limbo($1, $2)", &[&limbo_id, &DISCARDED])
+            .await?;
+        found(&rows, limbo_id)
+    }
+}
+
+fn found(rows: &[tokio_postgres::Row], limbo_id: i64) -> Result<(), Problem> {
+    if rows.first().is_some_and(|row| row.get(0)) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::NotFound,
+        format!("nothing lies in limbo under {limbo_id}: see `p2p-sync-proxy limbo list`"),
+    ))
+}
