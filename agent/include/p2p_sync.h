@@ -167,9 +167,10 @@ typedef enum p2p_sync_lease {
     P2P_SYNC_LEASE_HELD = 1,
     // It may still; the lease ends soon and could not be renewed yet.
     P2P_SYNC_LEASE_EXPIRING = 2,
-    // It may not any more: what is written now goes to limbo.
+    // It may not any more: what is written now goes to limbo. Or the lease ran out and could not be renewed, as when the
+    // hub is away: what is written now applies if nobody else was given the map, and no event tells of it.
     P2P_SYNC_LEASE_LOST = 3,
-    // It never might.
+    // It never might, or the hub was not asked yet.
     P2P_SYNC_LEASE_NONE = 4,
 } p2p_sync_lease;
 
@@ -185,11 +186,11 @@ typedef enum p2p_sync_event_kind {
     P2P_SYNC_EVENT_LINK_UP = 3,
     // The hub does not answer; operations are kept.
     P2P_SYNC_EVENT_LINK_DOWN = 4,
-    // This host may write a map from now on.
+    // This host may write a map from now on; also when a lease that was expiring was renewed.
     P2P_SYNC_EVENT_LEASE_GRANTED = 5,
-    // The right to write a map ends soon.
+    // The right to write a map ends soon, and could not be renewed for two thirds of its time.
     P2P_SYNC_EVENT_LEASE_EXPIRING = 6,
-    // The right to write a map has passed to another.
+    // The right to write a map has passed on: the hub said so.
     P2P_SYNC_EVENT_LEASE_LOST = 7,
 } p2p_sync_event_kind;
 
@@ -609,8 +610,12 @@ p2p_sync_code p2p_sync_publish(p2p_sync_agent agent,
 p2p_sync_code p2p_sync_get_status(p2p_sync_agent agent, struct p2p_sync_status *status);
 
 // The same and more (host id, endpoint, why the link is down, where the outbox is) as a JSON object, NUL-terminated.
-// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths.
-p2p_sync_code p2p_sync_get_status_json(p2p_sync_agent agent, char *buffer, size_t capacity, size_t *size);
+// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 128 more
+// for each lease.
+p2p_sync_code p2p_sync_get_status_json(p2p_sync_agent agent,
+                                       char *buffer,
+                                       size_t capacity,
+                                       size_t *size);
 
 // Waits until everything taken is settled, at most `timeout_ms`; writes 1 into `drained` if it is, otherwise 0. Any
 // thread; not from the game loop, unless it may stand still for so long. Without waiting: all is settled when
@@ -619,7 +624,7 @@ p2p_sync_code p2p_sync_flush(p2p_sync_agent agent, uint32_t timeout_ms, uint8_t 
 
 // Whether this host may write a map: one of `p2p_sync_lease` into `lease`. Any thread; never waits.
 //
-// Hubs of this version grant no leases: the answer is `P2P_SYNC_LEASE_NOT_GOVERNED`. BAD_MAP.
+// As the hub said last: `P2P_SYNC_LEASE_NONE` until it has been asked, so ask again when the link is up. BAD_MAP.
 p2p_sync_code p2p_sync_get_lease(p2p_sync_agent agent, struct p2p_sync_text map, int32_t *lease);
 
 #ifdef __cplusplus

@@ -31,6 +31,7 @@ use crate::{
     counters::{Counters, Counts, add},
     events::{self, AgentEvent, Events},
     lanes::{Lanes, Submission, Taken},
+    leases::{LeaseState, LeaseStatus, Leases},
     link::{self, LinkState, Puller},
     outbox::{DeadLetter, Outbox},
     pending::Pending,
@@ -86,6 +87,12 @@ pub struct Status {
     pub incarnation: u64,
     /// Of the policies in force; 0 for the built-in ones.
     pub policy_version: u32,
+    /// Whether the hub grants leases; absent until it has said so in this start.
+    #[serde(default)]
+    pub leases_required: Option<bool>,
+    /// The maps that this host may write, or might earlier, in their order.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
     /// Since the start.
     #[serde(flatten)]
     pub counters: Counts,
@@ -136,6 +143,8 @@ impl Agent {
         }
         found.withdrawn.into_iter().for_each(|range| pending.withdraw(range));
         let events = Arc::new(Events::new());
+        let leases = Arc::new(Leases::new(found.leases, events.clone()));
+        lanes.set_tenures(leases.tenures());
         let clients = Arc::new(Clients::new(found.clients));
         let observer = if serves {
             Some(serving::telling(&clients, observer))
@@ -150,6 +159,7 @@ impl Agent {
             pending: Mutex::new(pending),
             results: Results::new(config.result_keep, Some(lanes.numbering()), observer, events.clone()),
             lanes,
+            leases,
             counters: Counters::default(),
             events: events.clone(),
             clients,
@@ -414,9 +424,15 @@ impl Agent {
         drained
     }
 
+    /// Whether this host may write a map, as the hub said last. Never waits.
+    pub fn lease(&self, map: &str) -> LeaseState {
+        self.shared.leases.state(map)
+    }
+
     /// How the agent is.
     pub fn status(&self) -> Status {
         let shared = &self.shared;
+        let (leases_required, leases) = shared.leases.status();
         Status {
             host_id: shared.lanes.host_id(),
             endpoint: shared.config.endpoint.clone(),
@@ -429,6 +445,8 @@ impl Agent {
             outbox_dir: shared.config.outbox_dir.clone(),
             incarnation: shared.incarnation,
             policy_version: shared.lanes.policies().version,
+            leases_required,
+            leases,
             counters: shared.counters.counts(),
         }
     }

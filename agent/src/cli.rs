@@ -109,7 +109,7 @@ enum Command {
         #[arg(long, default_value = "")]
         prefix: String,
     },
-    /// Shows the link, the outbox and what would be lost with its disk.
+    /// Shows the link, the outbox and what would be lost with its disk, and the maps that this host may write.
     Status,
     /// Waits until everything taken is settled.
     Flush {
@@ -324,7 +324,8 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
         None => {
             let patience = config.connect_timeout;
             let agent = Agent::start(config)?;
-            if matches!(request.action, Action::Status) {
+            // What is put carries the tenure of its map, which the hub tells at the beginning.
+            if matches!(request.action, Action::Status | Action::Put | Action::Group) {
                 agent.wait_for_link(patience);
             }
             answer(&agent, request)?

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use p2p_sync_proto::Problem;
 use uuid::Uuid;
 
-use crate::{Agent, AgentEvent, Attached, Config, Question, Settled, Status, Submission, Subscription};
+use crate::{Agent, AgentEvent, Attached, Config, LeaseState, Question, Settled, Status, Submission, Subscription};
 
 /// Either kind of agent, with the same calls.
 pub(crate) enum Door {
@@ -97,6 +97,10 @@ impl Door {
     /// What waiting calls wait at most where they are not told.
     fn critical_timeout(&self) -> Duration {
         through!(self, critical_timeout())
+    }
+
+    pub(crate) fn lease(&self, map: &str) -> LeaseState {
+        through!(self, lease(map))
     }
 
     pub(crate) fn status(&self) -> Status {

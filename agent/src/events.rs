@@ -1,7 +1,7 @@
 //! What the agent has to tell a program, taken by that program on its own thread: bounded, in order, nothing lost.
 //!
 //! Each kind has a bound of its own. A settled-event has its place from the moment its operation is taken; an update is
-//! read from the hub only when there is room for it; of the link only the last truth waits.
+//! read from the hub only when there is room for it; of the link, and of each map's lease, only the last truth waits.
 
 use std::{
     collections::VecDeque,
@@ -57,6 +57,21 @@ pub enum AgentEvent {
         /// Why.
         problem: Problem,
     },
+    /// This host may write a map from now on; also told when a lease that was expiring was renewed.
+    LeaseGranted {
+        /// Which one.
+        map: String,
+    },
+    /// The right to write a map ends soon, and could not be renewed yet.
+    LeaseExpiring {
+        /// Which one.
+        map: String,
+    },
+    /// The right to write a map has passed on: the hub said so.
+    LeaseLost {
+        /// Which one.
+        map: String,
+    },
     /// A line of the log; see [`crate::log_queue::install`].
     Log {
         /// How serious it is.
@@ -89,6 +104,7 @@ pub(crate) struct Events {
 struct Inner {
     queue: VecDeque<(u64, AgentEvent)>,
     link: Option<(u64, AgentEvent)>,
+    leases: VecDeque<(u64, AgentEvent)>,
     closed: bool,
 }
 
@@ -142,6 +158,16 @@ impl Events {
         self.came.notify_all();
     }
 
+    /// Tells of a map's lease; takes the place of what was told of it before and was not taken.
+    pub(crate) fn lease(&self, event: AgentEvent) {
+        let mut inner = self.lock();
+        let map = lease_map(&event).map(str::to_owned);
+        inner.leases.retain(|(_, told)| lease_map(told) != map.as_deref());
+        inner.leases.push_back((stamp(), event));
+        drop(inner);
+        self.came.notify_all();
+    }
+
     /// Waits until a page of updates has room.
     pub(crate) async fn room_for_page(&self) -> Room<'_> {
         let bytes = u32::try_from(MESSAGE_BYTES_MAX).expect("a message is smaller than 4 GiB");
@@ -185,9 +211,13 @@ impl Events {
     pub(crate) fn next(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
         let mut inner = self.lock();
         let oldest = inner.oldest()?;
-        let is_link = inner.link.as_ref().is_some_and(|(stamp, _)| *stamp == oldest);
+        let is_oldest = |waiting: Option<&(u64, AgentEvent)>| waiting.is_some_and(|(stamp, _)| *stamp == oldest);
+        let is_link = is_oldest(inner.link.as_ref());
+        let is_lease = is_oldest(inner.leases.front());
         let waiting = if is_link {
             inner.link.as_ref()
+        } else if is_lease {
+            inner.leases.front()
         } else {
             inner.queue.front()
         };
@@ -196,6 +226,8 @@ impl Events {
         }
         let (_, event) = if is_link {
             inner.link.take()
+        } else if is_lease {
+            inner.leases.pop_front()
         } else {
             inner.queue.pop_front()
         }?;
@@ -250,7 +282,12 @@ impl Events {
                 self.updates.add_permits(1);
                 self.update_bytes.add_permits(update_bytes(event));
             }
-            AgentEvent::LinkUp | AgentEvent::LinkDown { .. } | AgentEvent::Log { .. } => {}
+            AgentEvent::LinkUp
+            | AgentEvent::LinkDown { .. }
+            | AgentEvent::LeaseGranted { .. }
+            | AgentEvent::LeaseExpiring { .. }
+            | AgentEvent::LeaseLost { .. }
+            | AgentEvent::Log { .. } => {}
         }
     }
 
@@ -263,7 +300,8 @@ impl Inner {
     fn oldest(&self) -> Option<u64> {
         let queued = self.queue.front().map(|(stamp, _)| *stamp);
         let link = self.link.as_ref().map(|(stamp, _)| *stamp);
-        queued.into_iter().chain(link).min()
+        let lease = self.leases.front().map(|(stamp, _)| *stamp);
+        queued.into_iter().chain(link).chain(lease).min()
     }
 }
 
@@ -294,6 +332,15 @@ impl Room<'_> {
 
 fn answer_bytes(settled: &Settled) -> usize {
     settled.data.as_ref().map_or(0, |data| data.len())
+}
+
+fn lease_map(event: &AgentEvent) -> Option<&str> {
+    match event {
+        AgentEvent::LeaseGranted { map } | AgentEvent::LeaseExpiring { map } | AgentEvent::LeaseLost { map } => {
+            Some(map)
+        }
+        _ => None,
+    }
 }
 
 fn update_bytes(event: &AgentEvent) -> usize {

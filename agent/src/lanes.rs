@@ -96,6 +96,8 @@ pub(crate) struct MadeElsewhere {
 pub(crate) struct Lanes {
     host_id: Uuid,
     policies: ArcSwap<Policies>,
+    /// What operations of each map carry; 0 where there is none.
+    tenures: ArcSwap<HashMap<Box<str>, u64>>,
     order: Mutex<Order>,
     spool_ops_max: usize,
     /// Reserved by operations waiting to be spooled; 0 when none does.
@@ -187,6 +189,7 @@ impl Lanes {
         let lanes = Self {
             host_id,
             policies: ArcSwap::from_pointee(policies),
+            tenures: ArcSwap::default(),
             order: Mutex::new(order),
             spool_ops_max: queue_ops_max,
             spool_bytes: AtomicUsize::new(0),
@@ -219,6 +222,21 @@ impl Lanes {
     /// Takes over the hub's policies for what is submitted from now on.
     pub(crate) fn set_policies(&self, policies: Policies) {
         self.policies.store(Arc::new(policies));
+    }
+
+    /// Takes over the tenures under which maps are written from now on.
+    pub(crate) fn set_tenures(&self, tenures: HashMap<Box<str>, u64>) {
+        self.tenures.store(Arc::new(tenures));
+    }
+
+    /// What an operation on a path carries: of the map that the path belongs to.
+    fn tenure(&self, path: &str) -> u64 {
+        let tenures = self.tenures.load();
+        if tenures.is_empty() {
+            return 0;
+        }
+        let map = path.split_once('/').map_or(path, |(map, _)| map);
+        tenures.get(map).copied().unwrap_or_default()
     }
 
     /// Takes an operation: checks it, gives it its path and position, and queues it. Waits for nothing.
@@ -254,6 +272,7 @@ impl Lanes {
             submission,
             policy_version: policies.version,
             path: path.as_str(),
+            tenure: self.tenure(path.as_str()),
             every,
             critical,
             sent_while_spooled: critical && made.is_none(),
@@ -402,6 +421,7 @@ struct New<'a> {
     submission: &'a Submission<'a>,
     policy_version: u32,
     path: &'a str,
+    tenure: u64,
     every: bool,
     critical: bool,
     /// It goes into the critical lane too.
@@ -418,7 +438,7 @@ impl New<'_> {
         let on_its_map = self.path.split('/').next() == Some(submission.map);
         OperationParts {
             operation_id,
-            tenure: 0,
+            tenure: self.tenure,
             position,
             path: self.path,
             kind: if submission.payload.is_some() {

@@ -18,6 +18,7 @@ mod events;
 #[cfg(unix)]
 pub mod ffi;
 mod lanes;
+mod leases;
 mod link;
 mod local_api;
 pub mod log_queue;
@@ -43,6 +44,7 @@ pub use config::Config;
 pub use counters::Counts;
 pub use events::AgentEvent;
 pub use lanes::{Priority, Submission};
+pub use leases::{LeaseState, LeaseStatus};
 pub use outbox::DeadLetter;
 pub use questions::Question;
 pub use results::{Event, OperationState, Settled};

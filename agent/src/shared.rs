@@ -20,6 +20,7 @@ use crate::{
     counters::Counters,
     events::Events,
     lanes::{Lanes, Queued},
+    leases::{Heard, Leases},
     link::LinkState,
     near_cache::NearCache,
     outbox::{Change, DeadLetter, Outbox, damaged_record},
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u64,
     pub(crate) oldest_incarnation: u64,
     pub(crate) lanes: Lanes,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) critical: Receiver<Queued>,
     pub(crate) pending: Mutex<Pending>,
     pub(crate) results: Results,
@@ -198,6 +200,14 @@ impl Shared {
         self.change(Change::Policies(policies));
     }
 
+    /// Takes over what the hub says of this host's leases, and keeps the tenures for the next start.
+    pub(crate) fn take_leases(&self, governed: bool, held: Vec<Heard>, at: Instant) {
+        if self.leases.heard(governed, held, at) {
+            self.lanes.set_tenures(self.leases.tenures());
+            self.change(Change::Leases(self.leases.to_keep()));
+        }
+    }
+
     /// Settles what a message carried by what the hub answered.
     pub(crate) fn answer(&self, flight: &Flight, reply: v1::BatchReply) {
         let now = Instant::now();
@@ -258,6 +268,10 @@ impl Shared {
         }
         if self.config.debug {
             tracing::info!(operation_id = %entry.operation_id, path = %entry.path, state = ?settled.state, "settled");
+        }
+        let not_holder = |problem: &Problem| problem.code == Code::NotLeaseHolder;
+        if settled.state == OperationState::Limbo || settled.problem.as_ref().is_some_and(not_holder) {
+            self.leases.doubt.notify_one();
         }
         let change = match &settled.problem {
             Some(problem) if settled.state == OperationState::Rejected => {

@@ -122,7 +122,7 @@ private:
 		});
 		sync_.setEventHandler([this](const rathena::SyncEvent& event) {
 			note(Answer().text("kind", "event").number("event", static_cast<int>(event.kind))
-				.number("code", event.code).text("message", event.message));
+				.number("code", event.code).text("map", event.map).text("message", event.message));
 		});
 		bool ok = false;
 		const std::int64_t took = microseconds([&] { ok = sync_.init(fields[1]); });

@@ -25,6 +25,7 @@ use crate::{
     counters::{Counters, add},
     events::Events,
     lanes::{Lanes, Priority, Submission, check_group},
+    leases::{Leases, heard_from},
     local_api::{self, Action, LINE_BYTES_MAX, Request},
     outbox::now_ms,
     questions::Asker,
@@ -41,6 +42,8 @@ pub(super) struct Inner {
     pub(super) policies: ArcSwap<Policies>,
     pub(super) results: Results,
     pub(super) events: Arc<Events>,
+    /// As the agent said last.
+    pub(super) leases: Arc<Leases>,
     pub(super) counters: Counters,
     pub(super) errands: Errands,
     pub(super) alarm: Alarm,
@@ -227,6 +230,10 @@ impl Inner {
                 }
                 let down = status.link_problem.clone();
                 known.tell_link(status.link_up, down.map(hub_unavailable), &self.events);
+                // An agent that was just started has yet to ask the hub: what was known before holds.
+                if let Some(governed) = status.leases_required {
+                    self.leases.heard(governed, heard_from(&status.leases), Instant::now());
+                }
                 known.status = status;
             }
             self.changed.notify_all();

@@ -29,6 +29,7 @@ use crate::{
     counters::{Counters, add},
     events::{self, AgentEvent, Events},
     lanes::{Priority, Submission},
+    leases::{LeaseState, Leases},
     link::{self, Puller},
     local_api::{Action, Request},
     questions::{Question, Questions},
@@ -103,6 +104,7 @@ impl Attached {
             queue: Mutex::new(Queue::new(config.queue_ops_max)),
             policies: ArcSwap::from_pointee(Policies::builtin().with_critical(&config.critical_types)),
             results: Results::new(config.result_keep, None, observer, events.clone()),
+            leases: Arc::new(Leases::new(None, events.clone())),
             events,
             counters: Counters::default(),
             errands,
@@ -117,6 +119,8 @@ impl Attached {
         });
         let no_thread = |error| Problem::new(Code::Internal, format!("no thread could be started: {error}"));
         let runtime = link::runtime(1)?;
+        let leases = inner.leases.clone();
+        runtime.spawn(async move { leases.watch().await });
         let asking = inner.clone();
         let ask = move |request: &v1::PullRequest, timeout| asking.pull(request, timeout, timeout);
         let puller = Arc::new(Puller::through_agent(Arc::new(ask)));
@@ -275,6 +279,11 @@ impl Attached {
         let runtime = lock(&self.runtime);
         let handle = runtime.as_ref().map(|runtime| runtime.handle().clone());
         handle.ok_or_else(shut_down)
+    }
+
+    /// As [`crate::Agent::lease`], as the agent said last; while it is gone, until the lease runs out.
+    pub fn lease(&self, map: &str) -> LeaseState {
+        self.inner.leases.state(map)
     }
 
     /// How the agent is, as it said last; what waits here to be handed over is among the pending operations.

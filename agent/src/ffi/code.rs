@@ -8,7 +8,7 @@ use super::{
     boundary::guarded,
     text::{bad_argument, put_text},
 };
-use crate::results::OperationState;
+use crate::{LeaseState, results::OperationState};
 
 /// What a call gives back: `P2P_SYNC_OK`, or a number of `p2p_sync_error`.
 ///
@@ -173,10 +173,23 @@ pub enum p2p_sync_lease {
     P2P_SYNC_LEASE_HELD = 1,
     /// It may still; the lease ends soon and could not be renewed yet.
     P2P_SYNC_LEASE_EXPIRING = 2,
-    /// It may not any more: what is written now goes to limbo.
+    /// It may not any more: what is written now goes to limbo. Or the lease ran out and could not be renewed, as when the
+    /// hub is away: what is written now applies if nobody else was given the map, and no event tells of it.
     P2P_SYNC_LEASE_LOST = 3,
-    /// It never might.
+    /// It never might, or the hub was not asked yet.
     P2P_SYNC_LEASE_NONE = 4,
+}
+
+impl From<LeaseState> for p2p_sync_lease {
+    fn from(state: LeaseState) -> Self {
+        match state {
+            LeaseState::NotGoverned => Self::P2P_SYNC_LEASE_NOT_GOVERNED,
+            LeaseState::Held => Self::P2P_SYNC_LEASE_HELD,
+            LeaseState::Expiring => Self::P2P_SYNC_LEASE_EXPIRING,
+            LeaseState::Lost => Self::P2P_SYNC_LEASE_LOST,
+            LeaseState::None => Self::P2P_SYNC_LEASE_NONE,
+        }
+    }
 }
 
 /// What an event tells.
@@ -193,11 +206,11 @@ pub enum p2p_sync_event_kind {
     P2P_SYNC_EVENT_LINK_UP = 3,
     /// The hub does not answer; operations are kept.
     P2P_SYNC_EVENT_LINK_DOWN = 4,
-    /// This host may write a map from now on.
+    /// This host may write a map from now on; also when a lease that was expiring was renewed.
     P2P_SYNC_EVENT_LEASE_GRANTED = 5,
-    /// The right to write a map ends soon.
+    /// The right to write a map ends soon, and could not be renewed for two thirds of its time.
     P2P_SYNC_EVENT_LEASE_EXPIRING = 6,
-    /// The right to write a map has passed to another.
+    /// The right to write a map has passed on: the hub said so.
     P2P_SYNC_EVENT_LEASE_LOST = 7,
 }
 

@@ -243,6 +243,7 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     fn new(of: &'a AgentEvent) -> Self {
         use p2p_sync_event_kind::{
+            P2P_SYNC_EVENT_LEASE_EXPIRING, P2P_SYNC_EVENT_LEASE_GRANTED, P2P_SYNC_EVENT_LEASE_LOST,
             P2P_SYNC_EVENT_LINK_DOWN, P2P_SYNC_EVENT_LINK_UP, P2P_SYNC_EVENT_SETTLED, P2P_SYNC_EVENT_UPDATE,
         };
         let mut event = EMPTY;
@@ -285,6 +286,18 @@ impl<'a> Told<'a> {
                 event.kind = P2P_SYNC_EVENT_LINK_DOWN as i32;
                 event.code = problem.code as i32;
                 event.data = p2p_sync_text::of(&problem.sentence);
+            }
+            AgentEvent::LeaseGranted { map } => {
+                event.kind = P2P_SYNC_EVENT_LEASE_GRANTED as i32;
+                event.path = p2p_sync_text::of(map);
+            }
+            AgentEvent::LeaseExpiring { map } => {
+                event.kind = P2P_SYNC_EVENT_LEASE_EXPIRING as i32;
+                event.path = p2p_sync_text::of(map);
+            }
+            AgentEvent::LeaseLost { map } => {
+                event.kind = P2P_SYNC_EVENT_LEASE_LOST as i32;
+                event.path = p2p_sync_text::of(map);
             }
             // Told by the log's own callback.
             AgentEvent::Log { .. } => {}

@@ -85,7 +85,8 @@ pub unsafe extern "C" fn p2p_sync_get_status(agent: p2p_sync_agent, status: *mut
 }
 
 /// The same and more (host id, endpoint, why the link is down, where the outbox is) as a JSON object, NUL-terminated.
-/// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths.
+/// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 128 more
+/// for each lease.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_get_status_json(
     agent: p2p_sync_agent,
@@ -120,7 +121,7 @@ pub unsafe extern "C" fn p2p_sync_flush(agent: p2p_sync_agent, timeout_ms: u32, 
 
 /// Whether this host may write a map: one of `p2p_sync_lease` into `lease`. Any thread; never waits.
 ///
-/// Hubs of this version grant no leases: the answer is `P2P_SYNC_LEASE_NOT_GOVERNED`. BAD_MAP.
+/// As the hub said last: `P2P_SYNC_LEASE_NONE` until it has been asked, so ask again when the link is up. BAD_MAP.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_get_lease(
     agent: p2p_sync_agent,
@@ -131,11 +132,13 @@ pub unsafe extern "C" fn p2p_sync_get_lease(
         if lease.is_null() {
             return Err(null_argument("lease"));
         }
-        running(agent)?;
+        let running = running(agent)?;
         // SAFETY: the caller's word.
-        check_map(unsafe { map.utf8("map") }?)?;
+        let map = unsafe { map.utf8("map") }?;
+        check_map(map)?;
+        let state = p2p_sync_lease::from(running.door.lease(map));
         // SAFETY: not null, and the caller's to be written.
-        unsafe { lease.write(p2p_sync_lease::P2P_SYNC_LEASE_NOT_GOVERNED as i32) };
+        unsafe { lease.write(state as i32) };
         Ok(())
     })
 }

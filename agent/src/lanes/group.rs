@@ -29,7 +29,7 @@ const LARGEST: Position = Position {
 /// Whether a group can be taken; gives whether it goes by the critical lane.
 pub(crate) fn check_group(host_id: Uuid, policies: &Policies, members: &[Submission<'_>]) -> Result<bool, Problem> {
     let paths = group_paths(host_id, policies, members)?;
-    new_members(policies, members, &paths, None)?;
+    new_members(policies, members, &paths, None, |_| 0)?;
     Ok(is_critical(policies, members))
 }
 
@@ -57,6 +57,7 @@ fn new_members<'a>(
     members: &'a [Submission<'a>],
     paths: &'a [Path],
     made: Option<MadeElsewhere>,
+    tenure: impl Fn(&str) -> u64,
 ) -> Result<Vec<New<'a>>, Problem> {
     let critical = is_critical(policies, members);
     let made_at_ms = made.map_or_else(now_ms, |made| made.at_ms);
@@ -67,6 +68,7 @@ fn new_members<'a>(
             submission,
             policy_version: policies.version,
             path: path.as_str(),
+            tenure: tenure(path.as_str()),
             every: true,
             critical,
             sent_while_spooled: critical && made.is_none(),
@@ -102,7 +104,7 @@ impl Lanes {
         let policies = self.policies.load();
         let paths = group_paths(self.host_id, &policies, members)?;
         let critical = is_critical(&policies, members);
-        let new = new_members(&policies, members, &paths, made)?;
+        let new = new_members(&policies, members, &paths, made, |path| self.tenure(path))?;
         if self.disk_full.load(Ordering::Relaxed) {
             return Err(queue_full(
                 "the outbox is full or its disk is: free space, or wait until the hub has caught up",

@@ -19,7 +19,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::session::{Session, problem_of};
+use super::{
+    leases,
+    session::{Session, problem_of},
+};
 use crate::{pending::Flight, shared::Shared};
 
 /// So many calls in a row without an answer in time, and the connection is made anew.
@@ -37,11 +40,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
     while !shared.is_stopping() {
         let began = Instant::now();
         let problem = match Session::open(&shared).await {
-            Ok(session) => {
-                shared.link.up();
-                shared.pending().retry_now();
-                serve(&shared, session).await
-            }
+            Ok(session) => match leases::renew(&shared, &session).await {
+                Ok(pause) => {
+                    shared.link.up();
+                    shared.pending().retry_now();
+                    tokio::select! {
+                        problem = serve(&shared, &session) => problem,
+                        () = leases::keep(&shared, &session, pause) => unreachable!("it goes on for ever"),
+                    }
+                }
+                Err(problem) => problem,
+            },
             Err(problem) => problem,
         };
         attempts = super::attempts_after(&shared, attempts, began);
@@ -54,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// Sends what comes until the connection fails; gives why.
-async fn serve(shared: &Arc<Shared>, session: Session) -> Problem {
+async fn serve(shared: &Arc<Shared>, session: &Session) -> Problem {
     let in_flight = Arc::new(Semaphore::new(CRITICAL_IN_FLIGHT_MAX));
     let (failed, mut failure) = mpsc::channel(1);
     let silent = Arc::new(AtomicU32::new(0));

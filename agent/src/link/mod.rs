@@ -4,6 +4,7 @@ mod bulk;
 mod cache;
 pub(crate) mod connect;
 mod critical;
+mod leases;
 mod session;
 
 use std::{
@@ -123,6 +124,8 @@ pub(crate) fn start(shared: &Arc<Shared>, puller: &Arc<Puller>, runtime: &Runtim
     runtime.spawn(cache::run(shared.clone(), puller.clone()));
     runtime.spawn(critical::run(shared.clone()));
     runtime.spawn(bulk::run(shared.clone()));
+    let leases = shared.leases.clone();
+    runtime.spawn(async move { leases.watch().await });
 }
 
 /// Reads from the hub over a connection that is made when it is first used.

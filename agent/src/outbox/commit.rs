@@ -7,7 +7,8 @@ use prost::{Message as _, bytes::Bytes};
 use redb::{Database, Table, WriteTransaction};
 
 use super::{
-    CLIENTS, Change, DEAD_LETTERS, DeadRecord, Key, META, OPERATIONS, Outbox, Record, Sizes, WITHDRAWN, key, now_ms,
+    CLIENTS, Change, DEAD_LETTERS, DeadRecord, Key, LEASES_AT, META, OPERATIONS, Outbox, Record, Sizes, WITHDRAWN, key,
+    now_ms,
 };
 
 /// Sealed bytes of dead letters kept; beyond it the oldest give way.
@@ -40,6 +41,11 @@ pub(super) fn commit(outbox: &Outbox, database: &Database, changes: &[Change]) -
             Change::Policies(policies) => {
                 let wire = policies.to_wire().encode_to_vec();
                 write.open_table(META)?.insert("policies", wire.as_slice())?;
+            }
+            Change::Leases(leases) => {
+                let purpose = outbox.purpose(b'l', LEASES_AT);
+                let sealed = seal_with(&outbox.key, &purpose, &leases.encode_to_vec());
+                write.open_table(META)?.insert("leases", sealed.as_slice())?;
             }
             Change::Client(id, number) => {
                 write.open_table(CLIENTS)?.insert(id.as_u128(), (*number, now_ms()))?;

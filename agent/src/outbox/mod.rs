@@ -16,7 +16,7 @@ use p2p_sync_proto::{
     Code, Policies, Position, Problem,
     envelope::{open_with, unwrap_key, wrap_key},
     keys::{Credential, SealKey},
-    v1::{Operation, SequenceRange},
+    v1::{Operation, RenewReply, SequenceRange},
 };
 use prost::{Message, bytes::Bytes};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -39,6 +39,12 @@ const WITHDRAWN: TableDefinition<Key, u64> = TableDefinition::new("withdrawn");
 const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_letters");
 /// Of each attached program: the highest number of its operations that were taken, and when that was, ms since 1970.
 const CLIENTS: TableDefinition<u128, (u64, u64)> = TableDefinition::new("clients");
+
+/// They have one record.
+const LEASES_AT: Position = Position {
+    incarnation: 0,
+    sequence: 0,
+};
 
 /// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
 /// of a copy-on-write file needs pages too.
@@ -97,6 +103,8 @@ pub(crate) enum Change {
     /// Removed, and kept as a dead letter.
     Bury(Position, Bytes, Problem),
     Policies(Policies),
+    /// What the hub said of the host's leases: the tenures, and whether leases govern.
+    Leases(RenewReply),
     /// An attached program's operations up to this number are here, or were refused.
     Client(Uuid, u64),
     ForgetClient(Uuid),
@@ -111,6 +119,8 @@ pub(crate) struct Found {
     pub(crate) tails: HashMap<String, Position>,
     pub(crate) withdrawn: Vec<SequenceRange>,
     pub(crate) policies: Option<Policies>,
+    /// Of [`Change::Leases`].
+    pub(crate) leases: Option<RenewReply>,
     /// Attached programs of earlier starts: the number and the time of [`Change::Client`].
     pub(crate) clients: Vec<(Uuid, u64, u64)>,
 }
@@ -184,7 +194,8 @@ impl Outbox {
             .begin(&database, credential)
             .map_err(|error| unreadable(folder, &error))?;
         outbox.database = Some(database);
-        let found = outbox.survey(meta.get("policies").cloned())?;
+        let mut found = outbox.survey(meta.get("policies").cloned())?;
+        found.leases = meta.get("leases").and_then(|sealed| outbox.read_leases(sealed));
         if let Err(error) = outbox.make_reserve() {
             tracing::warn!(%error, "no space could be set aside for draining a full disk");
         }
@@ -379,6 +390,12 @@ impl Outbox {
         }
         self.sizes = sizes;
         Ok(())
+    }
+
+    /// `None` where they do not open: the hub says them anew.
+    fn read_leases(&self, sealed: &[u8]) -> Option<RenewReply> {
+        let plain = open_with(&self.key, &self.purpose(b'l', LEASES_AT), sealed).ok()?;
+        RenewReply::decode(plain.as_slice()).ok()
     }
 
     fn read_withdrawn(&self) -> Result<Vec<SequenceRange>, redb::Error> {

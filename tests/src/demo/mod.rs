@@ -6,9 +6,15 @@
 mod account;
 mod replay;
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
+use serde_json::json;
 
 use crate::{
     recording,
@@ -38,10 +44,22 @@ pub fn run(options: &Options) -> ExitCode {
         .prefix("p2p-sync-demo-")
         .tempdir()
         .expect("a folder can be made");
-    let mut hub = Hub::new(&program, &folder.path().join("hub"), &HubDatabase::Embedded, &[]);
+    let leases = [("leases", "required".to_owned())];
+    let mut hub = Hub::new(&program, &folder.path().join("hub"), &HubDatabase::Embedded, &leases);
     println!("demo: hub with an embedded Postgres in {}", folder.path().display());
-    let credentials: Vec<String> = (1..=HOSTS)
-        .map(|account| hub.add_host(u32::try_from(account).expect("few")))
+    let happenings = recording::with_synthetic_share();
+    let hosts = usize::try_from(HOSTS).expect("few");
+    let credentials: Vec<String> = (0..hosts)
+        .map(|host| {
+            let of_host = happenings.iter().filter(|one| replay::host_of(one, hosts) == host);
+            let maps: BTreeSet<&str> = of_host
+                .map(|one| one.map.as_str())
+                .filter(|map| !map.is_empty())
+                .collect();
+            let maps: Vec<&str> = maps.into_iter().collect();
+            println!("demo: host {} is granted {}", host + 1, maps.join(", "));
+            hub.add_host_of(u32::try_from(host + 1).expect("few"), &maps)
+        })
         .collect();
     let address = hub.start();
     println!("demo: hub serving on {address}; two hosts admitted");
@@ -56,7 +74,7 @@ pub fn run(options: &Options) -> ExitCode {
         })
         .collect();
 
-    let happenings = recording::with_synthetic_share();
+    agents.iter_mut().for_each(wait_for_leases);
     let sent = replay::replay(&mut agents, &happenings, options.speed);
     for (host, agent) in agents.iter_mut().enumerate() {
         if !agent.flush(FLUSH_TIMEOUT) {
@@ -75,6 +93,19 @@ pub fn run(options: &Options) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Until an agent has heard which maps are its own, it writes none.
+fn wait_for_leases(agent: &mut Agent) {
+    let began = Instant::now();
+    while agent.ask(json!({"do": "status"}))["leases_required"] != true {
+        assert!(
+            began.elapsed() < FLUSH_TIMEOUT,
+            "the hub told no leases: {}",
+            agent.log()
+        );
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) const ACCEPTED: i64 = 1;
 pub(crate) const SPOOLED: i64 = 2;
 pub(crate) const APPLIED: i64 = 3;
 pub(crate) const REJECTED: i64 = 5;
+pub(crate) const LIMBO: i64 = 6;
 pub(crate) const UNKNOWN: i64 = 7;
 
 /// A field of a command, in the words of the test.

@@ -4,13 +4,15 @@ use p2p_sync_proto::v1::SyncDataType;
 use serde_json::Value;
 
 use crate::{
-    puppet::{APPLIED, Puppet, REJECTED, number_of},
+    puppet::{APPLIED, LIMBO, Puppet, REJECTED, number_of},
     world::{World, until},
 };
 
 /// Numbers of `p2p_sync_event_kind`, as the header has them.
 const LINK_UP: i64 = 3;
 const LINK_DOWN: i64 = 4;
+const LEASE_GRANTED: i64 = 5;
+const LEASE_LOST: i64 = 7;
 
 fn started() -> (World, Puppet) {
     let world = World::new();
@@ -318,4 +320,29 @@ fn players_come_and_go_and_maps_may_be_written() {
     let status = puppet.tell(&["status"]);
     assert_eq!(status["status"]["host_id"], puppet.host_id().to_string());
     assert_eq!(status["status"]["link_up"], true);
+}
+
+#[test]
+fn invariant_04_a_map_server_is_told_when_it_may_write_a_map_and_when_no_more() {
+    let world = World::governed(3);
+    let mut puppet = Puppet::new(&world, "");
+    let is_up = |told: &[Value]| of_kind(told, "event").iter().any(|one| one["event"] == LINK_UP);
+    puppet.process_until("the hub answers", is_up);
+    assert_eq!(puppet.tell(&["may_write", "prontera"])["may"], false);
+    let host = puppet.host_id().to_string();
+    world.hub.command(&["maps", "grant", "prontera", &host]);
+    let is_told = |told: &[Value], event: i64| {
+        let events = of_kind(told, "event");
+        events
+            .iter()
+            .any(|one| one["event"] == event && one["map"] == "prontera")
+    };
+    puppet.process_until("the map is granted", |told| is_told(told, LEASE_GRANTED));
+    assert_eq!(puppet.tell(&["may_write", "prontera"])["may"], true);
+    put(&mut puppet, "prontera", r#"{"drop_id":1,"amount":1}"#);
+    world.hub.command(&["maps", "release", "prontera"]);
+    puppet.process_until("the map is lost", |told| is_told(told, LEASE_LOST));
+    assert_eq!(puppet.tell(&["may_write", "prontera"])["may"], false);
+    let id = puppet.id(&["put", &item(), "0", "prontera", r#"{"drop_id":1,"amount":2}"#]);
+    assert_eq!(puppet.settled(&id)["state"], LIMBO);
 }

@@ -7,6 +7,7 @@ mod crash;
 mod following;
 mod full;
 mod groups;
+mod leases;
 mod order;
 mod repetition;
 mod secrecy;

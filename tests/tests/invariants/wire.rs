@@ -81,6 +81,12 @@ impl WireHost {
         message::open(&self.credential.to_host, Direction::ToHost, &label, sealed).expect("the hub's seal")
     }
 
+    /// Renews the host's leases by a message that was sealed before.
+    pub(crate) async fn renew(&self, channel: &Channel, sealed: Sealed) -> Result<v1::RenewReply, Status> {
+        let answer = SessionClient::new(channel.clone()).renew(sealed).await?;
+        Ok(self.open(answer.get_ref()))
+    }
+
     /// Sends a message by the critical lane.
     pub(crate) async fn critical(&self, channel: &Channel, sealed: Sealed) -> Result<BatchReply, Status> {
         let mut client = CriticalClient::new(channel.clone()).max_encoding_message_size(usize::MAX);

@@ -67,6 +67,22 @@ impl World {
         }
     }
 
+    /// As [`Self::new`], with leases that run so many seconds.
+    pub(crate) fn governed(lease_seconds: u64) -> Self {
+        let database = run(database());
+        let url = database.url().to_owned();
+        let settings = [
+            ("leases", "required".to_owned()),
+            ("lease_seconds", lease_seconds.to_string()),
+        ];
+        let mut world = Self {
+            _database: Some(database),
+            ..Self::on(&url, &shared_redis_url(), &settings)
+        };
+        world.hub.start();
+        world
+    }
+
     /// A hub on given servers, not started.
     pub(crate) fn on(postgres_url: &str, redis_url: &str, settings: &[(&str, String)]) -> Self {
         let folder = tempfile::Builder::new()
@@ -109,7 +125,11 @@ impl World {
 
     /// As [`Self::config`], through something that stands before the hub.
     pub(crate) fn config_at(&self, endpoint: &str, settings: &str) -> Config {
-        let credential = self.hub.add_host(1);
+        self.config_of(endpoint, &self.hub.add_host(1), settings)
+    }
+
+    /// As [`Self::config_at`], with the credential of a host that is there.
+    pub(crate) fn config_of(&self, endpoint: &str, credential: &str, settings: &str) -> Config {
         let text =
             format!("main_server_endpoint = {endpoint}\nencryption_key = {credential}\nretry_delay_max_ms = 500\n");
         let folder = self.folder.path().join(format!("agent-{}", Uuid::new_v4().simple()));
