@@ -32,9 +32,9 @@ impl Check<'_> {
             payload: op.payload.clone(),
             ..v1::Operation::default()
         };
-        if *op != frame {
+        if *op != frame || op.version.is_some_and(|version| version.tenure > 0) {
             return Err(bad(
-                "a GROUP says its id, version and time, and all else is its members'",
+                "a GROUP says its id, position and time, and all else is its members'",
             ));
         }
         let members: Vec<ValidOp> = (0..)
@@ -58,8 +58,9 @@ impl Check<'_> {
         if !is_canonical(&member, bytes) {
             return Err(bad(NOT_CANONICAL));
         }
-        if member.operation_id != group.operation_id || member.version != group.version {
-            return Err(bad("a member has the id and the version of its group"));
+        // Each under the tenure of its own map.
+        if member.operation_id != group.operation_id || member.version.as_ref().map(Position::from) != Some(position) {
+            return Err(bad("a member has the id and the position of its group"));
         }
         Ok(ValidOp {
             in_group: true,

@@ -235,7 +235,7 @@ impl Check<'_> {
         let current = self.rules.policies.version;
         let is_known = match version {
             BUILTIN_VERSION => self.rules.agrees_with_builtin(policy.data_type),
-            _ => version == current || version + 1 == current,
+            _ => version == current || version.checked_add(1) == Some(current),
         };
         if is_known {
             return Ok(());

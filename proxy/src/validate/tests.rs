@@ -325,7 +325,7 @@ fn operations_made_by_the_built_in_policies_pass_while_these_give_the_same_path(
         check(&rules, &builtin).expect_err("another path").problem.code,
         Code::Repolicy
     );
-    for (version, passes) in [(1, false), (2, true), (3, true), (4, false)] {
+    for (version, passes) in [(1, false), (2, true), (3, true), (4, false), (u32::MAX, false)] {
         let op = v1::Operation {
             policy_version: version,
             ..put()
@@ -397,26 +397,22 @@ fn each_member_of_a_group_becomes_an_operation_under_the_groups_id_and_position(
     let delete = v1::Operation {
         kind: OperationKind::Delete.into(),
         payload: None,
+        version: with_version(3, INCARNATION, 5).version,
         ..with_path("geffen/MONSTER_DATA/8")
     };
     let ops = check_all(&group_of(&[put(), delete])).expect("valid");
     let facts: Vec<_> = ops
         .iter()
         .map(|op| {
-            (
-                op.index,
-                op.path.as_str(),
-                op.deleted,
-                op.position.sequence,
-                op.in_group,
-            )
+            let (sequence, tenure) = (op.position.sequence, op.tenure);
+            (op.index, op.path.as_str(), op.deleted, sequence, tenure, op.in_group)
         })
         .collect();
     assert_eq!(
         facts,
         [
-            (4, "prontera/MONSTER_DATA/7", false, 5, true),
-            (4, "geffen/MONSTER_DATA/8", true, 5, true)
+            (4, "prontera/MONSTER_DATA/7", false, 5, 0, true),
+            (4, "geffen/MONSTER_DATA/8", true, 5, 3, true)
         ]
     );
     assert_eq!(ops[0].operation_id, ops[1].operation_id);
@@ -471,12 +467,12 @@ fn a_group_that_is_none_is_refused() {
         (
             group_of(&[far]),
             Code::BadOperation,
-            "the id and the version of its group",
+            "the id and the position of its group",
         ),
         (
             group_of(&[stranger]),
             Code::BadOperation,
-            "the id and the version of its group",
+            "the id and the position of its group",
         ),
         (
             group_of(&[group_of(&[put()])]),
@@ -486,6 +482,14 @@ fn a_group_that_is_none_is_refused() {
         (
             v1::Operation {
                 account_id: 7,
+                ..group_of(&[put()])
+            },
+            Code::BadOperation,
+            "all else is its members'",
+        ),
+        (
+            v1::Operation {
+                version: with_version(1, INCARNATION, 5).version,
                 ..group_of(&[put()])
             },
             Code::BadOperation,

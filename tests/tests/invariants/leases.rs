@@ -253,3 +253,33 @@ fn an_attached_program_is_told_of_leases_as_the_agent_is() {
         .collect();
     assert_eq!(states, [("geffen", LeaseState::Held), ("prontera", LeaseState::Lost)]);
 }
+
+#[test]
+fn invariant_04_a_group_carries_the_tenure_of_each_map_that_it_writes() {
+    let world = World::governed(3);
+    let credential = world.hub.add_host_of(1, &["prontera", "geffen"]);
+    let (first, second) = (host_id(&credential), host_id(&world.hub.add_host(2)));
+    for host in [second, first] {
+        world.hub.command(&["maps", "force", "prontera", &host.to_string()]);
+    }
+    let agent = start(&world, &credential);
+    until("it holds both", || {
+        ["prontera", "geffen"].map(|map| agent.lease(map)) == [LeaseState::Held; 2]
+    });
+    let drop = Submission {
+        data_type: SyncDataType::ItemDrop,
+        map: "geffen",
+        payload: Some(r#"{"drop_id":7,"amount":1}"#),
+        ..chat("")
+    };
+    let group = agent
+        .submit_group(&[chat(r#"{"char_id":1}"#), drop], true)
+        .expect("taken");
+    let told = agent.wait(group, Some(PATIENCE));
+    assert_eq!(told.state, OperationState::Applied, "{told:?}");
+    let tenures = world.rows("SELECT stream, tenure FROM p2p_sync.operations ORDER BY stream", &[]);
+    let tenures: Vec<(String, i64)> = tenures.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(tenures, [("geffen".to_owned(), 1), ("prontera".to_owned(), 3)]);
+    let found = world.count("SELECT count(*) FROM p2p_sync.security_validations");
+    assert_eq!(found, 0, "nothing of it is held against the host");
+}
