@@ -6,7 +6,7 @@ mod events;
 
 use std::{
     ffi::OsString,
-    io::{BufReader, IsTerminal as _, stdin, stdout},
+    io::{BufReader, IsTerminal as _, Write as _, stdin, stdout},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use p2p_sync_proto::{Code, Problem, policy::parse_type};
+use p2p_sync_proto::{Code, Problem, policy::parse_type, terminal::shown};
 use serde_json::{Value, value::RawValue};
 
 use self::events::{CHANGES_MAX, Events};
@@ -333,7 +333,9 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
     };
     let settled_badly = matches!(told["state"].as_str(), Some("REJECTED" | "UNKNOWN" | "LIMBO"));
     let not_flushed = told["flushed"] == Value::Bool(false);
-    println!("{}", serde_json::to_string_pretty(&told).expect("plain data"));
+    let json = serde_json::to_string_pretty(&told).expect("plain data");
+    // Other hosts' words are in it. Who reads no further, such as `head`, is no failure.
+    let _ = writeln!(stdout(), "{}", shown(&json));
     Ok(if settled_badly || not_flushed {
         ExitCode::FAILURE
     } else {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use p2p_sync_proto::Problem;
+use p2p_sync_proto::{Problem, terminal::shown};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -46,7 +46,7 @@ impl Watch {
         while self.events.wait(LOOK_INTERVAL) || !(self.events.is_closed() || is_gone()) {
             let update = self.events.next(|_| true);
             if let Some(AgentEvent::Update { state, snapshot, .. }) = update {
-                writeln!(output, "{}", update_json(&state, snapshot))?;
+                writeln!(output, "{}", shown(&update_json(&state, snapshot).to_string()))?;
                 output.flush()?;
             }
         }

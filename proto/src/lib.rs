@@ -18,6 +18,7 @@ pub mod path;
 pub mod policy;
 pub mod reject_code;
 pub mod settings;
+pub mod terminal;
 
 pub use ids::Position;
 pub use path::{Path, Scope};

@@ -1,7 +1,7 @@
 //! `hosts add|list|show|lock|unlock|status|verdicts`
 
 use clap::Subcommand;
-use p2p_sync_proto::{Code, Problem, path::check_map, settings::Problems};
+use p2p_sync_proto::{Code, Problem, path::check_map, settings::Problems, terminal::shown};
 use uuid::Uuid;
 
 use super::{Common, log_warnings, one};
@@ -151,7 +151,7 @@ async fn verdicts(store: &Store, host_id: Uuid, limit: u32) -> Result<(), Proble
             verdict.verdict,
             verdict.rule,
             path.escape_debug(),
-            verdict.details.replace(char::is_control, " ")
+            shown(&verdict.details)
         );
     }
     Ok(())

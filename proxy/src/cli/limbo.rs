@@ -1,7 +1,7 @@
 //! `limbo list|merge|discard`
 
 use clap::Subcommand;
-use p2p_sync_proto::settings::Problems;
+use p2p_sync_proto::{settings::Problems, terminal::shown};
 
 use super::{Common, log_warnings, one};
 use crate::store::Store;
@@ -51,10 +51,7 @@ async fn list(store: &Store, map: Option<&str>) -> Result<(), p2p_sync_proto::Pr
             row.operation_id,
             row.paths.escape_debug(),
             // The host's own words: nothing of them may steer the terminal.
-            row.payload
-                .as_deref()
-                .unwrap_or("deleted")
-                .replace(char::is_control, " "),
+            shown(row.payload.as_deref().unwrap_or("deleted")),
         );
     }
     Ok(())
