@@ -7,7 +7,7 @@
 pub mod movement;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -155,7 +155,7 @@ impl Verdicts {
                 refusal(valid.host_id, &refused.problem, operation_id, path)
             })
             .collect();
-        found.extend(self.moves(received, valid));
+        found.extend(self.moves(received, valid, committed));
         found.extend(reports(valid, committed));
         if !found.is_empty() {
             self.add(received, found);
@@ -169,12 +169,20 @@ impl Verdicts {
         }
     }
 
-    fn moves(&self, received: Instant, valid: &Valid) -> Vec<Verdict> {
+    fn moves(&self, received: Instant, valid: &Valid, committed: &Committed) -> Vec<Verdict> {
         if valid.ops.iter().all(|op| op.step.is_none()) {
             return Vec::new();
         }
+        // Nobody is where an operation says that was not stored.
+        let left_out: HashSet<u32> = committed
+            .outcomes
+            .iter()
+            .filter(|(_, outcome)| !matches!(outcome, Outcome::Applied { .. } | Outcome::Superseded))
+            .map(|(index, _)| *index)
+            .collect();
         let mut movement = self.movement.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = valid.ops.iter().filter_map(|op| {
+        let stored = valid.ops.iter().filter(|op| !left_out.contains(&op.index));
+        let found = stored.filter_map(|op| {
             let (character, step) = op.step?;
             let moved = Moved {
                 host_id: valid.host_id,

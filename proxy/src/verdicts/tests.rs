@@ -84,3 +84,61 @@ fn what_an_honest_host_may_run_into_is_no_forgery() {
     assert_eq!(forgery(Code::ImpossibleValue), Some("IMPOSSIBLE_VALUE"));
     assert_eq!(forgery(Code::NotLeaseHolder), Some("NOT_LEASE_HOLDER"));
 }
+
+fn walks(index: u32, x: u32) -> ValidOp {
+    let payload = format!("{{\"event\":\"move\",\"x\":{x},\"y\":5}}");
+    let step = movement::Step::read(&p2p_sync_proto::json::check(&payload).expect("JSON"));
+    ValidOp {
+        index,
+        operation_id: Uuid::from_u128(index.into()),
+        tenure: 0,
+        position: p2p_sync_proto::Position {
+            incarnation: 1,
+            sequence: u64::from(index) + 1,
+        },
+        path: p2p_sync_proto::Path::parse("prontera/PLAYER_POSITION/7").expect("a path"),
+        data_type: SyncDataType::PlayerPosition,
+        keep: p2p_sync_proto::policy::Keep::Latest,
+        history: crate::operation::History::All,
+        deleted: false,
+        account_id: 0,
+        map: "prontera".to_owned(),
+        hub_edit_seen: 0,
+        predecessor: None,
+        made_at_ms: 0,
+        payload: Some(payload),
+        in_group: false,
+        step: Some((7, step)),
+    }
+}
+
+#[test]
+fn nobody_is_flagged_for_what_was_not_stored() {
+    let pace = Pace {
+        ms_per_cell: 150,
+        ms_per_cell_min: 20,
+    };
+    let far_off = |outcome: Outcome| {
+        let verdicts = Verdicts::new(pace, None);
+        let valid = Valid {
+            host_id: Uuid::from_u128(1),
+            lane: p2p_sync_proto::envelope::Lane::Bulk,
+            ops: vec![walks(0, 5), walks(1, 900)],
+            refused: vec![],
+            withdrawn: vec![],
+        };
+        let committed = Committed {
+            timeline: 1,
+            outcomes: vec![(0, Outcome::Applied { stream_sequence: 1 }), (1, outcome)],
+            changes: vec![],
+        };
+        verdicts.judge(Instant::now(), &valid, &committed);
+        let (found, _) = verdicts.waiting().take(Instant::now());
+        found.len()
+    };
+    assert_eq!(far_off(Outcome::Superseded), 1);
+    let late = Problem::new(Code::StaleTenure, "late");
+    for left_out in [Outcome::Limbo(late.clone()), Outcome::Rejected(late), Outcome::NotYet] {
+        assert_eq!(far_off(left_out), 0);
+    }
+}
