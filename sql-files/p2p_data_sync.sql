@@ -154,6 +154,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.states (
 ) WITH (fillfactor = 80);
 CREATE INDEX IF NOT EXISTS states_by_stream ON p2p_sync.states (stream, stream_sequence);
 CREATE INDEX IF NOT EXISTS states_tombstones ON p2p_sync.states (received_at) WHERE deleted;
+-- For scans: where ids are never used again, a map has far more tombstones than states.
+CREATE INDEX IF NOT EXISTS states_there ON p2p_sync.states (path) WHERE NOT deleted;
 COMMENT ON TABLE p2p_sync.states IS 'The newest version of each path';
 COMMENT ON COLUMN p2p_sync.states.tenure IS 'A higher tenure wins; within one, a host''s own (incarnation, sequence), and between hosts who comes last. Never a clock';
 COMMENT ON COLUMN p2p_sync.states.in_group IS 'Written by a group, whose id is `operation_id`';
@@ -263,6 +265,10 @@ CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
     received_at    timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS security_validations_by_host ON p2p_sync.security_validations (host_id, received_at);
+CREATE INDEX IF NOT EXISTS security_validations_locks
+    ON p2p_sync.security_validations (host_id, validation_id) WHERE rule = 'automatic_lock';
+CREATE INDEX IF NOT EXISTS security_validations_refusals
+    ON p2p_sync.security_validations (host_id, rule, validation_id) WHERE verdict = 'refused';
 COMMENT ON TABLE p2p_sync.security_validations IS
     'What was found against a host, and by which rule; kept as long as the log';
 COMMENT ON COLUMN p2p_sync.security_validations.verdict IS

@@ -126,7 +126,9 @@ impl Store {
 
     /// One host.
     pub async fn host(&self, host_id: Uuid) -> Result<Option<HostRow>, Problem> {
-        let rows = self.rows(&format!("{HOSTS} WHERE host_id = $1"), &[&host_id]).await?;
+        let rows = self
+            .own_rows(&format!("{HOSTS} WHERE host_id = $1"), &[&host_id])
+            .await?;
         Ok(rows.first().map(HostRow::of))
     }
 

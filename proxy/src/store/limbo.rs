@@ -42,8 +42,9 @@ impl Store {
                     (SELECT string_agg(e ->> 'path', ' ' ORDER BY n) \
                         FROM jsonb_array_elements(payload) WITH ORDINALITY AS m(e, n)) END AS paths \
                 FROM p2p_sync.limbo_operations) AS listed \
-            WHERE $1::text IS NULL OR EXISTS (SELECT FROM regexp_split_to_table(paths, ' ') AS one \
-                WHERE split_part(one, '/', 1) = $1) \
+            WHERE $1::text IS NULL OR split_part(path, '/', 1) = $1 \
+                OR path = '' AND EXISTS (SELECT FROM jsonb_array_elements(payload) AS e \
+                    WHERE split_part(e ->> 'path', '/', 1) = $1) \
             ORDER BY limbo_id LIMIT $2";
         let rows = self.rows(LIST, &[&map, &LISTED_MAX]).await?;
         let of = |row: &tokio_postgres::Row| LimboRow {

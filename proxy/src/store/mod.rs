@@ -21,9 +21,9 @@ mod verdicts;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use deadpool_postgres::Object;
+use deadpool_postgres::{Object, PoolError};
 use p2p_sync_proto::{Code, Problem, envelope::Lane};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 pub(crate) use call::without_nul;
@@ -162,16 +162,8 @@ impl Store {
 
     /// Changes when the database may have gone back.
     pub async fn timeline(&self) -> Result<u64, Problem> {
-        let client = self.reads().await?;
-        let statement = client
-            .prepare_cached("SELECT timeline FROM p2p_sync.hub")
-            .await
-            .map_err(|e| unavailable(&e))?;
-        let row = client
-            .query_one(&statement, &[])
-            .await
-            .map_err(|error| unavailable(&error))?;
-        Ok(unsigned(row.get(0)))
+        let rows = self.own_rows("SELECT timeline FROM p2p_sync.hub", &[]).await?;
+        rows.first().map(|row| unsigned(row.get(0))).ok_or_else(not_answering)
     }
 
     /// Closes all connections and stops the embedded engine. Other clones of the store are unavailable from then on.
@@ -194,11 +186,32 @@ impl Store {
 
     /// A connection of the readers, for what the calls above do not ask.
     pub async fn reads(&self) -> Result<Object, Problem> {
-        self.inner.pools.reads().await.map_err(|error| {
-            tracing::warn!(%error, "no connection to Postgres");
-            not_answering()
-        })
+        self.inner.pools.reads().await.map_err(|error| no_connection(&error))
     }
+
+    /// What hosts ask, and the operator's commands.
+    async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
+        query(&self.reads().await?, sql, values).await
+    }
+
+    /// What the hub asks for itself.
+    async fn own_rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
+        let client = self.inner.pools.own().await.map_err(|error| no_connection(&error))?;
+        query(&client, sql, values).await
+    }
+}
+
+async fn query(client: &Object, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
+    let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
+    client
+        .query(&statement, values)
+        .await
+        .map_err(|error| unavailable(&error))
+}
+
+fn no_connection(error: &PoolError) -> Problem {
+    tracing::warn!(%error, "no connection to Postgres");
+    not_answering()
 }
 
 impl fmt::Debug for Store {

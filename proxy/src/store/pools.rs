@@ -1,4 +1,5 @@
-//! The connections: one pool a lane and one for reads, so that no lane waits for another's.
+//! The connections: one pool a lane, one for what hosts ask and one for what the hub asks for itself, so that none waits for
+//! another's.
 
 use std::{str::FromStr, time::Duration};
 
@@ -11,6 +12,8 @@ use crate::secret::Secret;
 
 /// Reads are short, and critical messages go before them.
 const READ_CONNECTIONS: usize = 4;
+/// What the hub asks for itself takes no longer than a look at one row.
+const OWN_CONNECTIONS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The embedded engine starts within it, and recovers after a kill, also on a busy machine.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -21,6 +24,7 @@ pub(super) struct Pools {
     critical: Pool,
     bulk: Pool,
     reads: Pool,
+    own: Pool,
     pub(super) config: tokio_postgres::Config,
     #[cfg(feature = "embedded")]
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
@@ -64,6 +68,7 @@ impl Pools {
             )?,
             bulk: pool(manager("bulk"), config.bulk_connections, config.bulk_statement_timeout)?,
             reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout)?,
+            own: pool(manager("own"), OWN_CONNECTIONS, config.statement_timeout)?,
             config: server,
             #[cfg(feature = "embedded")]
             engine: None,
@@ -82,7 +87,8 @@ impl Pools {
         Ok(Self {
             critical: only.clone(),
             bulk: only.clone(),
-            reads: only,
+            reads: only.clone(),
+            own: only,
             config: server,
             engine: Some(engine),
         })
@@ -108,6 +114,11 @@ impl Pools {
         self.reads.get().await
     }
 
+    /// For who a host is, that the hub serves, and what was found: hosts that ask a lot hold none of that up.
+    pub(super) async fn own(&self) -> Result<Object, PoolError> {
+        self.own.get().await
+    }
+
     /// Whether the database lives in this process, so that no other proxy can use it.
     pub(super) fn is_embedded(&self) -> bool {
         #[cfg(feature = "embedded")]
@@ -126,7 +137,7 @@ impl Pools {
     }
 
     pub(super) async fn close(&self) {
-        for pool in [&self.critical, &self.bulk, &self.reads] {
+        for pool in [&self.critical, &self.bulk, &self.reads, &self.own] {
             pool.close();
         }
         #[cfg(feature = "embedded")]

@@ -6,7 +6,7 @@ use p2p_sync_proto::{Path, Position, Problem, limits::PATH_BYTES_MAX, v1};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
-use super::{Store, call::code_of, signed, unavailable, unsigned};
+use super::{Store, call::code_of, signed, unsigned};
 use crate::operation::Outcome;
 
 /// As [`StateRow::of`] reads them.
@@ -151,6 +151,14 @@ impl Store {
     ) -> Result<Option<Outcome>, Problem> {
         let incarnation = position.map(|position| signed(position.incarnation));
         let sequence = position.map(|position| signed(position.sequence));
+        // First, for each question sees what was committed until then: what is settled by now has its reason there.
+        let is_settled = match position {
+            Some(_) => !self
+                .rows(SETTLED, &[&host_id, &incarnation, &sequence])
+                .await?
+                .is_empty(),
+            None => false,
+        };
         if let Some(row) = self
             .rows(REJECTED, &[&host_id, &operation_id, &incarnation, &sequence])
             .await?
@@ -169,23 +177,10 @@ impl Store {
             };
             return Ok(Some(if row.get(1) { Outcome::Superseded } else { applied }));
         }
-        if position.is_none() {
-            return Ok(None);
-        }
-        let settled = self.rows(SETTLED, &[&host_id, &incarnation, &sequence]).await?;
-        Ok(settled.first().map(|_| Outcome::Applied { stream_sequence: 0 }))
+        Ok(is_settled.then_some(Outcome::Applied { stream_sequence: 0 }))
     }
 
     async fn states(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<StateRow>, Problem> {
         Ok(self.rows(sql, values).await?.iter().map(StateRow::of).collect())
-    }
-
-    pub(super) async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
-        let client = self.reads().await?;
-        let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
-        client
-            .query(&statement, values)
-            .await
-            .map_err(|error| unavailable(&error))
     }
 }

@@ -100,19 +100,19 @@ impl Store {
             .iter()
             .map(|one| i64::try_from(one.operations).unwrap_or(i64::MAX))
             .collect();
-        self.write(
+        self.own_rows(
             ADD,
             &[&hosts, &operation_ids, &paths, &rules, &kinds, &details, &operations],
         )
-        .await
-        .map(drop)
+        .await?;
+        self.inner.pools.make_durable().await
     }
 
     /// Locks a host whose refusals have come to the threshold; gives how many there were, if it was locked just now.
     pub async fn lock_forger(&self, host_id: Uuid, rule: LockRule) -> Result<Option<u64>, Problem> {
         let seconds = rule.window.as_secs_f64();
         let rows = self
-            .rows(LOCK, &[&host_id, &seconds, &i64::from(rule.threshold)])
+            .own_rows(LOCK, &[&host_id, &seconds, &i64::from(rule.threshold)])
             .await?;
         self.inner.pools.make_durable().await?;
         Ok(rows.first().map(|row| unsigned(row.get(0))))

@@ -31,7 +31,7 @@ async fn late() -> (Hub, Uuid, Uuid) {
             under(1, "prontera/NPC_STATE/2", 6),
             under(1, "geffen/NPC_STATE/2", 6),
         ]),
-        vec![under(1, "prontera/NPC_STATE/3", 7)],
+        vec![under(1, "prontera/NPC_STATE/3 geffen", 7)],
     ];
     assert_eq!(told(&apply(&hub, old, units).await), ["limbo"; 3]);
     (hub, old, new)
@@ -46,7 +46,7 @@ async fn what_is_merged_is_an_edit_of_the_operators_in_the_order_of_its_streams(
         [
             "prontera/NPC_STATE/1",
             "prontera/NPC_STATE/2 geffen/NPC_STATE/2",
-            "prontera/NPC_STATE/3",
+            "prontera/NPC_STATE/3 geffen",
         ]
     );
     let of_geffen = hub.store.limbo(Some("geffen")).await.expect("serves");
