@@ -125,11 +125,7 @@ impl Leases {
 
     /// What operations of each map carry.
     pub(crate) fn tenures(&self) -> HashMap<Box<str>, u64> {
-        let table = self.lock();
-        let tenures = table.maps.iter();
-        tenures
-            .map(|(map, lease)| (map.as_str().into(), lease.tenure))
-            .collect()
+        self.lock().tenures()
     }
 
     /// What the next start is to know.
@@ -147,8 +143,20 @@ impl Leases {
         }
     }
 
-    /// Takes over what was heard of all leases at a moment, and tells what changed; true where a tenure did.
+    /// As [`Self::heard_by`], by somebody who makes no operations.
     pub(crate) fn heard(&self, governed: bool, held: Vec<Heard>, at: Instant) -> bool {
+        self.heard_by(governed, held, at, |_| {})
+    }
+
+    /// Takes over what was heard of all leases at a moment, and tells what changed; true where a tenure did. Those who make
+    /// operations have the tenures before anybody learns that a lease is held: what was made between would go to limbo.
+    pub(crate) fn heard_by(
+        &self,
+        governed: bool,
+        held: Vec<Heard>,
+        at: Instant,
+        makers: impl FnOnce(HashMap<Box<str>, u64>),
+    ) -> bool {
         let mut table = self.lock();
         let mut changed = table.governed != Some(governed);
         table.governed = Some(governed);
@@ -184,6 +192,9 @@ impl Leases {
             } else {
                 changed = true;
             }
+        }
+        if changed {
+            makers(table.tenures());
         }
         // Under the lock, so that what is told last is what holds.
         for event in events {
@@ -259,6 +270,13 @@ impl Leases {
 }
 
 impl Table {
+    fn tenures(&self) -> HashMap<Box<str>, u64> {
+        let tenures = self.maps.iter();
+        tenures
+            .map(|(map, lease)| (map.as_str().into(), lease.tenure))
+            .collect()
+    }
+
     fn state(&self, lease: Option<&Lease>, now: Instant) -> LeaseState {
         match (self.governed, lease) {
             (Some(false), _) => LeaseState::NotGoverned,
@@ -338,7 +356,12 @@ mod tests {
         let leases = Leases::new(None, events.clone());
         assert_eq!(leases.state("prontera"), LeaseState::None);
         let now = Instant::now();
-        assert!(leases.heard(true, vec![heard("prontera", 3), heard("geffen", 1)], now));
+        assert!(
+            leases.heard_by(true, vec![heard("prontera", 3), heard("geffen", 1)], now, |tenures| {
+                assert_eq!(tenures.get("prontera"), Some(&3));
+                assert!(told(&events).is_empty(), "operations carry it before it is told");
+            })
+        );
         assert_eq!(leases.state("prontera"), LeaseState::Held);
         assert_eq!(told(&events), ["granted geffen", "granted prontera"]);
         assert!(!leases.heard(true, vec![heard("prontera", 3), heard("geffen", 1)], now));

@@ -202,8 +202,8 @@ impl Shared {
 
     /// Takes over what the hub says of this host's leases, and keeps the tenures for the next start.
     pub(crate) fn take_leases(&self, governed: bool, held: Vec<Heard>, at: Instant) {
-        if self.leases.heard(governed, held, at) {
-            self.lanes.set_tenures(self.leases.tenures());
+        let stamped = |tenures| self.lanes.set_tenures(tenures);
+        if self.leases.heard_by(governed, held, at, stamped) {
             self.change(Change::Leases(self.leases.to_keep()));
         }
     }
