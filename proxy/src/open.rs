@@ -5,7 +5,7 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use lru::LruCache;
 use p2p_sync_proto::{
     Code, Problem,
     envelope::Lane,
-    keys::{Direction, KeyId, MasterKey, SealKey},
+    keys::{Direction, MasterKey, SealKey},
     message::{self, Label},
     v1,
 };
@@ -28,7 +28,7 @@ use crate::{
 
 /// How long what the database said of a host is believed: a revoked host is out within this time, open streams included.
 const HOST_BELIEVED: Duration = Duration::from_secs(2);
-/// Hosts remembered, with their keys (256 bytes each).
+/// Hosts remembered.
 const HOSTS_REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// What every message that does not open is answered with, whatever the reason.
@@ -42,7 +42,7 @@ const HOSTS_UNREADABLE: &str = "the hub cannot look up its hosts now; it is trie
 pub struct Sender {
     host_id: Uuid,
     label: Label,
-    keys: Arc<HostKeys>,
+    to_host: SealKey,
 }
 
 impl Sender {
@@ -58,7 +58,7 @@ impl Sender {
 
     /// Seals an answer under the request's label.
     pub fn seal(&self, reply: &impl Message) -> v1::Sealed {
-        message::seal(&self.keys.to_host, Direction::ToHost, &self.label, reply)
+        message::seal(&self.to_host, Direction::ToHost, &self.label, reply)
     }
 }
 
@@ -78,18 +78,8 @@ pub struct Opener {
     /// Stands in for a key that is not in the keyring, so that an unknown key takes as long as a wrong seal.
     decoy: MasterKey,
     store: Store,
-    // Std mutexes: held for a look-up, never across an await.
-    keys: Mutex<LruCache<KeyName, Arc<HostKeys>>>,
+    // A std mutex: held for a look-up, never across an await.
     hosts: Mutex<LruCache<Uuid, Remembered>>,
-}
-
-type KeyName = (KeyId, Uuid, u32);
-
-/// Both directions' keys of one host and generation; cleared when the last user drops them.
-#[derive(Debug)]
-struct HostKeys {
-    to_hub: SealKey,
-    to_host: SealKey,
 }
 
 #[derive(Clone, Debug)]
@@ -114,7 +104,6 @@ impl Opener {
             keyring,
             decoy,
             store,
-            keys: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
             hosts: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
         }
     }
@@ -132,7 +121,7 @@ impl Opener {
         if label.lane != lane {
             return Err(not_opened());
         }
-        let Some((keys, body)) = self.unseal(&label, sealed) else {
+        let Some((to_host, body)) = self.unseal(&label, sealed) else {
             tracing::debug!(host_id = %label.host_id, ?lane, "a message does not open");
             return Err(not_opened());
         };
@@ -152,7 +141,7 @@ impl Opener {
             sender: Sender {
                 host_id: label.host_id,
                 label,
-                keys,
+                to_host,
             },
             body,
         })
@@ -163,37 +152,14 @@ impl Opener {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).pop(&host_id);
     }
 
-    fn unseal<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Option<(Arc<HostKeys>, M)> {
-        let name = (label.key_id.clone(), label.host_id, label.generation);
-        let remembered = self
-            .keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .cloned();
-        if let Some(keys) = remembered {
-            let body = message::open(&keys.to_hub, Direction::ToHub, label, sealed).ok()?;
-            return Some((keys, body));
-        }
-        let master = self.keyring.get(&label.key_id);
-        let derive = |direction| {
-            master
-                .unwrap_or(&self.decoy)
-                .host_key(label.host_id, label.generation, direction)
-        };
-        let keys = HostKeys {
-            to_hub: derive(Direction::ToHub),
-            to_host: derive(Direction::ToHost),
-        };
-        let opened = message::open(&keys.to_hub, Direction::ToHub, label, sealed).ok();
-        let body = opened.filter(|_| master.is_some())?;
-        let keys = Arc::new(keys);
-        // Only what opened is remembered, so that forgeries push nobody out.
-        self.keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(name, Arc::clone(&keys));
-        Some((keys, body))
+    /// The key is derived for each message. Were it remembered, a forger could tell by the time whom this hub heard lately.
+    fn unseal<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Option<(SealKey, M)> {
+        let known = self.keyring.get(&label.key_id);
+        let master = known.unwrap_or(&self.decoy);
+        let key = |direction| master.host_key(label.host_id, label.generation, direction);
+        let opened = message::open(&key(Direction::ToHub), Direction::ToHub, label, sealed).ok();
+        let body = opened.filter(|_| known.is_some())?;
+        Some((key(Direction::ToHost), body))
     }
 
     /// The credential a host is let in by, and whether the database was asked for it just now.

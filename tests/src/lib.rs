@@ -13,3 +13,5 @@ pub mod recording;
 #[cfg(target_os = "linux")]
 pub mod services;
 pub mod stack;
+#[cfg(target_os = "linux")]
+pub mod timing;

@@ -11,6 +11,7 @@ mod leases;
 mod order;
 mod repetition;
 mod secrecy;
+mod timing;
 mod waiting;
 mod wire;
 mod world;
