@@ -154,6 +154,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             opening_id: outbox.opening_id(),
             incarnation: outbox.incarnation(),
+            sent: Arc::default(),
             oldest_incarnation: found.first.map_or(outbox.incarnation(), |first| first.incarnation),
             critical: exits.critical,
             pending: Mutex::new(pending),
@@ -184,7 +185,7 @@ impl Agent {
         let runtime = link::runtime(shared.config.worker_threads)?;
         let puller = {
             let _inside = runtime.enter();
-            Arc::new(Puller::new(&shared.config, shared.incarnation)?)
+            Arc::new(Puller::new(&shared.config, shared.incarnation, shared.sent.clone())?)
         };
         // Last of what can fail: it holds the outbox until it is told to end.
         let spooler = Spooler::new(shared.clone(), exits.spool, outbox);

@@ -345,7 +345,7 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
 
 fn read_without_outbox(config: &Config, request: &Request) -> Result<Value, Problem> {
     let runtime = link::runtime(1)?;
-    let puller = runtime.block_on(async { Puller::new(config, 0) })?;
+    let puller = runtime.block_on(async { Puller::new(config, 0, Arc::default()) })?;
     local_api::ask_hub(request, |question| {
         runtime.block_on(puller.pull(question, READ_TIMEOUT))
     })
@@ -357,7 +357,7 @@ fn watch(config: &Config, request: &Request) -> Result<ExitCode, Problem> {
     let watched = local_api::watch(&config.socket_path(), request, stdout());
     watched.unwrap_or_else(|| {
         let runtime = link::runtime(1)?;
-        let puller = runtime.block_on(async { Puller::new(config, 0) })?;
+        let puller = runtime.block_on(async { Puller::new(config, 0, Arc::default()) })?;
         let subscriptions = Arc::new(Subscriptions::new(config, Arc::new(puller)));
         let watch = Watch::begin(&subscriptions, runtime.handle(), subscription)?;
         let written = watch.write_lines(&mut stdout(), || false);

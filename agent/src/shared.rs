@@ -21,7 +21,7 @@ use crate::{
     events::Events,
     lanes::{Lanes, Queued},
     leases::{Heard, Leases},
-    link::LinkState,
+    link::{LinkState, Sent},
     near_cache::NearCache,
     outbox::{Change, DeadLetter, Outbox, damaged_record},
     pending::{Entry, Flight, Pending},
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) opening_id: Uuid,
     pub(crate) incarnation: u64,
+    /// Messages of this incarnation.
+    pub(crate) sent: Arc<Sent>,
     pub(crate) oldest_incarnation: u64,
     pub(crate) lanes: Lanes,
     pub(crate) leases: Arc<Leases>,

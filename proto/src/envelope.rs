@@ -93,7 +93,7 @@ pub struct Header<'a> {
     pub host_id: Uuid,
     /// Of the host's outbox; 0 where none takes part.
     pub incarnation: u64,
-    /// Counts messages of one sender within its incarnation.
+    /// Counts the messages of one lane within the incarnation.
     pub sequence: u64,
     /// Of the operation, batch or request.
     pub id: Uuid,

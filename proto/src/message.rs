@@ -21,7 +21,7 @@ pub struct Label {
     pub generation: u32,
     /// Of the host's outbox; 0 where none takes part.
     pub incarnation: u64,
-    /// Counts messages of one sender within its incarnation.
+    /// Counts the messages of one lane within the incarnation.
     pub sequence: u64,
     /// Of the batch or request.
     pub id: Uuid,

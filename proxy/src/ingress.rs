@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming, server::NamedService, service:
 use uuid::Uuid;
 
 use crate::{
-    open::{Authenticated, Sender},
+    open::{Authenticated, Replayed, Sender},
     operation::COUNTER_MAX,
     pipeline::{Hub, Turn, Turns, write_to_the_end},
     pull,
@@ -122,9 +122,13 @@ async fn admit(hub: Arc<Hub>, sealed: Result<v1::Sealed, Status>, turn: Turn) ->
 #[tonic::async_trait]
 impl v1::pull_server::Pull for Ingress {
     async fn call(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let question = self.hub.opener.open(Lane::Pull, request.get_ref()).await?;
-        let Authenticated { sender, body } = question;
-        let reply = pull::answer(&self.hub, sender.host_id(), body).await;
+        let (sender, reply) = match self.hub.opener.open(Lane::Pull, request.get_ref()).await? {
+            Ok(Authenticated { sender, body }) => {
+                let reply = pull::answer(&self.hub, &sender, body).await;
+                (sender, reply)
+            }
+            Err(Replayed { sender, problem }) => (sender, pull::refused(&self.hub, problem)),
+        };
         Ok(Response::new(sender.seal(&reply)))
     }
 }
@@ -132,30 +136,36 @@ impl v1::pull_server::Pull for Ingress {
 #[tonic::async_trait]
 impl v1::session_server::Session for Ingress {
     async fn hello(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let hello = self.hub.opener.open(Lane::Hello, request.get_ref()).await?;
-        let Authenticated { sender, body } = hello;
-        let reply = greet(&self.hub, sender.host_id(), &body)
-            .await
-            .unwrap_or_else(|problem| v1::HelloReply {
-                protocol_version: PROTOCOL_VERSION,
-                hub_time_ms: now_ms(),
-                code: problem.code.into(),
-                message: problem.sentence,
-                ..Default::default()
-            });
+        let (sender, greeted) = match self.hub.opener.open(Lane::Hello, request.get_ref()).await? {
+            Ok(Authenticated { sender, body }) => {
+                let greeted = greet(&self.hub, sender.host_id(), &body).await;
+                (sender, greeted)
+            }
+            Err(Replayed { sender, problem }) => (sender, Err(problem)),
+        };
+        let reply = greeted.unwrap_or_else(|problem| v1::HelloReply {
+            protocol_version: PROTOCOL_VERSION,
+            hub_time_ms: now_ms(),
+            code: problem.code.into(),
+            message: problem.sentence,
+            ..Default::default()
+        });
         Ok(Response::new(sender.seal(&reply)))
     }
 
     async fn renew(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let renewal = self.hub.opener.open(Lane::Renew, request.get_ref()).await?;
-        let Authenticated { sender, body } = renewal;
-        let reply = renew(&self.hub, &sender, &body)
-            .await
-            .unwrap_or_else(|problem| v1::RenewReply {
-                code: problem.code.into(),
-                message: problem.sentence,
-                ..Default::default()
-            });
+        let (sender, renewed) = match self.hub.opener.open(Lane::Renew, request.get_ref()).await? {
+            Ok(Authenticated { sender, body }) => {
+                let renewed = renew(&self.hub, &sender, &body).await;
+                (sender, renewed)
+            }
+            Err(Replayed { sender, problem }) => (sender, Err(problem)),
+        };
+        let reply = renewed.unwrap_or_else(|problem| v1::RenewReply {
+            code: problem.code.into(),
+            message: problem.sentence,
+            ..Default::default()
+        });
         Ok(Response::new(sender.seal(&reply)))
     }
 }

@@ -18,6 +18,7 @@ pub mod publish;
 pub mod pull;
 pub mod redis_client;
 pub mod reload;
+pub mod replay;
 pub mod secret;
 pub mod store;
 pub mod tls;

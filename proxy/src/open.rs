@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::{
     keyring::Keyring,
+    replay::Replays,
     store::{HostStatus, Store},
 };
 
@@ -71,6 +72,15 @@ pub struct Authenticated<M> {
     pub body: M,
 }
 
+/// A message that opens and was taken before: nothing is done for it but to say so.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Whose message it is, though not who sent it now.
+    pub sender: Sender,
+    /// `REPLAY`.
+    pub problem: Problem,
+}
+
 /// Opens what hosts send.
 #[derive(Debug)]
 pub struct Opener {
@@ -80,6 +90,7 @@ pub struct Opener {
     store: Store,
     // A std mutex: held for a look-up, never across an await.
     hosts: Mutex<LruCache<Uuid, Remembered>>,
+    replays: Replays,
 }
 
 #[derive(Clone, Debug)]
@@ -105,18 +116,20 @@ impl Opener {
             decoy,
             store,
             hosts: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
+            replays: Replays::default(),
         }
     }
 
     /// Opens a message that came by `lane`.
     ///
+    /// What was taken before is given as that, to be answered by its sender's seal like anything else that is refused.
     /// `UNAUTHENTICATED`, always the same, for every message that is not from an admitted host; `UNAVAILABLE` while the
     /// hosts cannot be looked up.
     pub async fn open<M: Message + Default>(
         &self,
         lane: Lane,
         sealed: &v1::Sealed,
-    ) -> Result<Authenticated<M>, Status> {
+    ) -> Result<Result<Authenticated<M>, Replayed>, Status> {
         let label = Label::read(sealed).map_err(|_| not_opened())?;
         if label.lane != lane {
             return Err(not_opened());
@@ -137,13 +150,15 @@ impl Opener {
             }
             return Err(not_opened());
         }
-        Ok(Authenticated {
-            sender: Sender {
-                host_id: label.host_id,
-                label,
-                to_host,
-            },
-            body,
+        let noted = self.replays.note(&label);
+        let sender = Sender {
+            host_id: label.host_id,
+            label,
+            to_host,
+        };
+        Ok(match noted {
+            Ok(()) => Ok(Authenticated { sender, body }),
+            Err(problem) => Err(Replayed { sender, problem }),
         })
     }
 

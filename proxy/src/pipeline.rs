@@ -16,7 +16,7 @@ use tonic::Status;
 use crate::{
     cache::Cache,
     host_cache::HostCache,
-    open::Opener,
+    open::{Opener, Replayed},
     operation::{Committed, Valid},
     publish::Publisher,
     store::Store,
@@ -63,7 +63,11 @@ pub struct Hub {
 /// The whole way, stage by stage: each takes what the one before made, so that none can be left out.
 async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Result<v1::Sealed, Status> {
     let received = Instant::now();
-    let authenticated = hub.opener.open(lane, sealed).await?;
+    let timeline = || hub.timeline.load(Ordering::Relaxed);
+    let authenticated = match hub.opener.open(lane, sealed).await? {
+        Ok(authenticated) => authenticated,
+        Err(Replayed { sender, problem }) => return Ok(sender.seal(&reply(timeline(), Err(problem)))),
+    };
     // Of one message: rules that change meanwhile hold for the next.
     let rules = hub.rules.load_full();
     let (sender, valid) = validate(&rules, authenticated).await;
@@ -89,7 +93,7 @@ async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Re
         _ => {}
     }
     drop(turn);
-    Ok(sender.seal(&reply(hub.timeline.load(Ordering::Relaxed), committed)))
+    Ok(sender.seal(&reply(timeline(), committed)))
 }
 
 /// Begins [`write`] at once and runs it to its end even if nobody waits for the answer any more, or never did: a caller's

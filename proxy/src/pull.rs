@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 use crate::{
     cursor::{Kind, Request, bad_cursor},
+    host_cache::Writer,
+    open::Sender,
     operation::COUNTER_MAX,
     pipeline::Hub,
     store::StateRow,
@@ -23,32 +25,38 @@ use crate::{
 /// States read from the database at once: the largest payloads take 32 MiB then.
 const STATES_PER_READ: u32 = 128;
 
-/// Answers a request of `host_id`; what is wrong is told inside the answer.
-pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::PullReply {
+/// Answers a request of a host; what is wrong is told inside the answer.
+pub async fn answer(hub: &Hub, sender: &Sender, request: v1::PullRequest) -> v1::PullReply {
+    let host_id = sender.host_id();
+    let writer = || Writer::new(sender.label());
     let answered = match request.what {
         Some(What::Get(get)) => get_state(hub, &get).await,
         Some(What::Scan(scan)) => read_scan(hub, &scan).await,
         Some(What::ChangesSince(changes)) => read_changes(hub, &changes).await,
         Some(What::OperationStatus(question)) => operation_status(hub, host_id, &question).await,
         Some(What::CacheGet(get)) => cached(hub, host_id, &get.key).await,
-        Some(What::CacheSet(set)) => hub
-            .host_cache
-            .set(host_id, &set.key, set.value, set.expiry_seconds)
-            .await
-            .map(|()| pull_reply::What::CacheFlag(true)),
+        Some(What::CacheSet(set)) => {
+            let kept = hub
+                .host_cache
+                .set(writer(), &set.key, set.value, set.expiry_seconds)
+                .await;
+            kept.map(|()| pull_reply::What::CacheFlag(true))
+        }
         Some(What::CacheDelete(delete)) => {
-            let deleted = hub.host_cache.delete(host_id, &delete.key).await;
+            let deleted = hub.host_cache.delete(writer(), &delete.key).await;
             deleted.map(pull_reply::What::CacheFlag)
         }
         Some(What::CacheExists(exists)) => {
             let there = hub.host_cache.exists(host_id, &exists.key).await;
             there.map(pull_reply::What::CacheFlag)
         }
-        Some(What::Publish(publish)) => hub
-            .host_cache
-            .publish(host_id, &publish.channel, &publish.message)
-            .await
-            .map(|()| pull_reply::What::CacheFlag(true)),
+        Some(What::Publish(publish)) => {
+            let told = hub
+                .host_cache
+                .publish(writer(), &publish.channel, &publish.message)
+                .await;
+            told.map(|()| pull_reply::What::CacheFlag(true))
+        }
         Some(What::CreateEmbedding(_) | What::SearchEmbeddings(_)) => Err(Problem::new(
             Code::Unsupported,
             "this hub serves no embeddings: do without them, or ask its operator",
@@ -58,20 +66,23 @@ pub async fn answer(hub: &Hub, host_id: Uuid, request: v1::PullRequest) -> v1::P
             "the request asks for nothing this hub knows: update the agent",
         )),
     };
-    let answered = answered.and_then(within_a_message);
-    let timeline = hub.timeline.load(Ordering::Relaxed);
-    match answered {
+    match answered.and_then(within_a_message) {
         Ok(what) => v1::PullReply {
-            timeline,
+            timeline: hub.timeline.load(Ordering::Relaxed),
             what: Some(what),
             ..Default::default()
         },
-        Err(problem) => v1::PullReply {
-            timeline,
-            code: problem.code.into(),
-            message: problem.sentence,
-            what: None,
-        },
+        Err(problem) => refused(hub, problem),
+    }
+}
+
+/// The answer that nothing was done.
+pub fn refused(hub: &Hub, problem: Problem) -> v1::PullReply {
+    v1::PullReply {
+        timeline: hub.timeline.load(Ordering::Relaxed),
+        code: problem.code.into(),
+        message: problem.sentence,
+        what: None,
     }
 }
 

@@ -26,6 +26,8 @@ use tokio::{runtime::Runtime, sync::Semaphore};
 use crate::{config::Config, events::Events, shared::Shared, threads};
 
 use connect::Connector;
+pub(crate) use session::Sent;
+
 use session::Sealer;
 
 /// Whether the hub answers.
@@ -149,15 +151,15 @@ pub(crate) type AskAgent = dyn Fn(&v1::PullRequest, Duration) -> Result<v1::Pull
 const ASKED_AGENT_MAX: usize = 4;
 
 impl Puller {
-    /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part.
-    pub(crate) fn new(config: &Config, incarnation: u64) -> Result<Self, Problem> {
+    /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part; `sent` is its count.
+    pub(crate) fn new(config: &Config, incarnation: u64, sent: Arc<Sent>) -> Result<Self, Problem> {
         let connector = Connector::new(config);
         let channel = session::endpoint(config).connect_with_connector_lazy(connector.clone());
         let client = PullClient::with_origin(channel, session::origin(config));
         Ok(Self(Way::Itself {
             connector,
             client: client.max_decoding_message_size(SEALED_BYTES_MAX),
-            sealer: Sealer::new(config.credential()?, incarnation),
+            sealer: Sealer::new(config.credential()?, incarnation, sent),
         }))
     }
 

@@ -24,26 +24,37 @@ use crate::{config::Config, shared::Shared};
 const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// Counts the messages of an incarnation, each lane's apart and over all connections, for the hub tells a message that
+/// comes again by its number. A slow lane's may be overtaken by thousands of a quick one's.
+#[derive(Default)]
+pub(crate) struct Sent([AtomicU64; 8]);
+
+impl Sent {
+    fn next(&self, lane: Lane) -> u64 {
+        self.0[lane as usize - 1].fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
 /// Seals a host's messages and opens the answers to them.
 #[derive(Clone)]
 pub(crate) struct Sealer {
     credential: Arc<Credential>,
     incarnation: u64,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Sent>,
 }
 
 impl Sealer {
-    pub(crate) fn new(credential: &Credential, incarnation: u64) -> Self {
+    pub(crate) fn new(credential: &Credential, incarnation: u64, sent: Arc<Sent>) -> Self {
         Self {
             credential: Arc::new(credential.clone()),
             incarnation,
-            sent: Arc::default(),
+            sent,
         }
     }
 
     /// Seals a message under a new id.
     pub(crate) fn seal(&self, lane: Lane, message: &impl Message) -> (Label, v1::Sealed) {
-        let sequence = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        let sequence = self.sent.next(lane);
         let label = Label::from_credential(&self.credential, self.incarnation, sequence, ids::new_id(), lane);
         let sealed = message::seal(&self.credential.to_hub, Direction::ToHub, &label, message);
         (label, sealed)
@@ -97,7 +108,7 @@ impl Session {
         let channel = connected.map_err(|error| {
             problem_in(&error).unwrap_or_else(|| Problem::new(Code::HubUnavailable, error.to_string()))
         })?;
-        let sealer = Sealer::new(shared.config.credential()?, shared.incarnation);
+        let sealer = Sealer::new(shared.config.credential()?, shared.incarnation, shared.sent.clone());
         let session = Self {
             connector,
             channel,

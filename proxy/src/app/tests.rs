@@ -1,5 +1,7 @@
 //! The whole proxy over the embedded Postgres, called as a host calls it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use p2p_sync_proto::{
     PROTOCOL_VERSION,
     envelope::Lane,
@@ -30,6 +32,7 @@ struct Hub {
     inner: Arc<crate::pipeline::Hub>,
     channel: Channel,
     credential: Credential,
+    sent: AtomicU64,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), Problem>>,
 }
@@ -65,13 +68,15 @@ impl Hub {
                 .await
                 .expect("connects"),
             credential: keyring.current().credential(host.host_id, host.generation),
+            sent: AtomicU64::new(0),
             stop,
             serving,
         }
     }
 
     fn seal(&self, lane: Lane, body: &impl Message) -> v1::Sealed {
-        let label = Label::from_credential(&self.credential, 1, 1, new_id(), lane);
+        let sequence = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        let label = Label::from_credential(&self.credential, 1, sequence, new_id(), lane);
         message::seal(&self.credential.to_hub, Direction::ToHub, &label, body)
     }
 

@@ -5,6 +5,11 @@
 //! Redis it lives in this process and is lost with it, and the shared space is empty, for the operator writes that one in
 //! Redis: `SET <redis_prefix>:shared:<name> <value>` is read as the key `shared:<name>`.
 //!
+//! A write takes effect once: each host's writes are in the order of their messages' positions, and one that is not newer
+//! than the last that took effect is a replay, or was overtaken on its way. The last one's position is kept where the values
+//! are, so that whoever loses one loses both: what was recorded before that can then be written once more, until the host
+//! writes itself.
+//!
 //! Keys and values are the hosts' data: they stand in no log and no error text.
 
 mod process;
@@ -14,9 +19,10 @@ use std::time::Duration;
 
 use ::redis::aio::ConnectionManager;
 use p2p_sync_proto::{
-    Code, Problem,
+    Code, Position, Problem,
     cache::{SHARED_PREFIX, check_channel, check_key, check_own_key, check_value},
     limits::CACHE_EXPIRY_SECONDS_MAX,
+    message::Label,
     v1,
 };
 use tokio::sync::Semaphore;
@@ -38,6 +44,38 @@ const _: () = assert!(
         <= HOST_BYTES_MAX,
     "the largest value fits into a host's space"
 );
+
+/// The largest number that Redis' scripts tell from its neighbours.
+const COUNTER_MAX: u64 = (1 << 53) - 1;
+
+/// Who writes, and where that write stands among its others.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    host_id: Uuid,
+    position: Position,
+}
+
+impl Writer {
+    /// By what a message's seal proves.
+    pub fn new(label: &Label) -> Self {
+        Self {
+            host_id: label.host_id,
+            position: Position {
+                incarnation: label.incarnation,
+                sequence: label.sequence,
+            },
+        }
+    }
+
+    fn check(self) -> Result<Self, Problem> {
+        let Position { incarnation, sequence } = self.position;
+        if (1..=COUNTER_MAX).contains(&incarnation) && sequence <= COUNTER_MAX {
+            return Ok(self);
+        }
+        let sentence = "what is cached is numbered by the outbox that it comes from: send it through an agent";
+        Err(Problem::new(Code::BadRequest, sentence))
+    }
+}
 
 /// The hosts' spaces, in one of their two places.
 #[derive(Debug)]
@@ -97,10 +135,12 @@ impl HostCache {
         }
     }
 
-    /// Keeps a value for so long; 0 and what is longer than 30 days are 30 days. `NOT_ALLOWED` for the shared space.
-    pub async fn set(&self, host_id: Uuid, key: &str, value: String, expiry_seconds: u32) -> Result<(), Problem> {
+    /// Keeps a value for so long; 0 and what is longer than 30 days are 30 days. `NOT_ALLOWED` for the shared space;
+    /// `REPLAY`, as for all writes, where the host's last one is as new.
+    pub async fn set(&self, writer: Writer, key: &str, value: String, expiry_seconds: u32) -> Result<(), Problem> {
         check_own_key(key)?;
         check_value(&value)?;
+        let writer = writer.check()?;
         let _permit = self.calls.acquire().await;
         let expiry = match expiry_seconds {
             0 => CACHE_EXPIRY_SECONDS_MAX,
@@ -109,36 +149,48 @@ impl HostCache {
         let expiry = Duration::from_secs(expiry.into());
         match &self.place {
             Place::Process(spaces) => {
-                spaces.set(host_id, key, value, expiry);
+                spaces.note(writer)?;
+                spaces.set(writer.host_id, key, value, expiry);
                 Ok(())
             }
-            Place::Redis(spaces) => spaces.set(host_id, key, &value, expiry).await,
+            Place::Redis(spaces) => spaces.set(writer, key, &value, expiry).await,
         }
     }
 
     /// Removes a value; gives whether it was there. `NOT_ALLOWED` for the shared space.
-    pub async fn delete(&self, host_id: Uuid, key: &str) -> Result<bool, Problem> {
+    pub async fn delete(&self, writer: Writer, key: &str) -> Result<bool, Problem> {
         check_own_key(key)?;
+        let writer = writer.check()?;
         let _permit = self.calls.acquire().await;
         match &self.place {
-            Place::Process(spaces) => Ok(spaces.delete(host_id, key)),
-            Place::Redis(spaces) => spaces.delete(host_id, key).await,
+            Place::Process(spaces) => {
+                spaces.note(writer)?;
+                Ok(spaces.delete(writer.host_id, key))
+            }
+            Place::Redis(spaces) => spaces.delete(writer, key).await,
         }
     }
 
     /// Tells those who listen on a channel of this host. `UNSUPPORTED` without Redis.
-    pub async fn publish(&self, host_id: Uuid, channel: &str, message: &str) -> Result<(), Problem> {
+    pub async fn publish(&self, writer: Writer, channel: &str, message: &str) -> Result<(), Problem> {
         check_channel(channel)?;
         check_value(message)?;
+        let writer = writer.check()?;
         let _permit = self.calls.acquire().await;
         match &self.place {
             Place::Process(_) => Err(Problem::new(
                 Code::Unsupported,
                 "this hub runs without Redis, so nobody can listen: ask its operator to set redis_host",
             )),
-            Place::Redis(spaces) => spaces.publish(host_id, channel, message).await,
+            Place::Redis(spaces) => spaces.publish(writer, channel, message).await,
         }
     }
+}
+
+/// What a write is told that is no newer than the last one.
+fn overtaken() -> Problem {
+    let sentence = "a newer write of this host was taken before, or this very one: seal it anew to have it written";
+    Problem::new(Code::Replay, sentence)
 }
 
 /// What an entry counts towards the bounds.

@@ -2,22 +2,37 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
+use p2p_sync_proto::{Position, Problem};
 use uuid::Uuid;
 
-use super::{Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, bytes, to_wire};
+use super::{Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, Writer, bytes, overtaken, to_wire};
 
 /// Of all hosts together. Beyond it the host that holds most gives way, so that many cannot be pushed out by one.
 const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Hosts whose last write is known: 6 MiB.
+const WRITERS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 
 /// See [`super::HostCache`].
-#[derive(Default)]
 pub(super) struct ProcessSpaces {
-    // A std mutex: held for one look-up or insertion, never across an await.
+    // Std mutexes: held for one look-up or insertion, never across an await.
     spaces: Mutex<Spaces>,
+    /// Beside the spaces, for an empty one is given up.
+    written: Mutex<LruCache<Uuid, Position>>,
+}
+
+impl Default for ProcessSpaces {
+    fn default() -> Self {
+        Self {
+            spaces: Mutex::default(),
+            written: Mutex::new(LruCache::new(WRITERS_MAX)),
+        }
+    }
 }
 
 /// Without what hosts keep.
@@ -47,6 +62,19 @@ struct Entry {
 }
 
 impl ProcessSpaces {
+    /// Notes a write before it takes effect; `REPLAY` where it is not newer than the last.
+    pub(super) fn note(&self, writer: Writer) -> Result<(), Problem> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written
+            .get(&writer.host_id)
+            .is_some_and(|last| writer.position <= *last)
+        {
+            return Err(overtaken());
+        }
+        written.put(writer.host_id, writer.position);
+        Ok(())
+    }
+
     pub(super) fn get(&self, host_id: Uuid, key: &str) -> Found {
         let spaces = self.spaces();
         let entry = spaces.by_host.get(&host_id)?.entries.get(key)?;
@@ -157,6 +185,22 @@ mod tests {
         assert_eq!(value(&spaces, Uuid::from_u128(2), "a"), None);
         assert!(!spaces.delete(Uuid::from_u128(2), "a") && spaces.delete(HOST, "a") && !spaces.delete(HOST, "a"));
         assert_eq!(value(&spaces, HOST, "a"), None);
+    }
+
+    #[test]
+    fn a_write_takes_effect_once_and_none_after_a_newer_one() {
+        let spaces = ProcessSpaces::default();
+        let code = |host_id, incarnation, sequence| {
+            let position = Position { incarnation, sequence };
+            let noted = spaces.note(Writer { host_id, position });
+            noted.err().map(|problem| problem.code)
+        };
+        assert_eq!(code(HOST, 3, 5), None);
+        for (incarnation, sequence) in [(3, 5), (3, 4), (2, 9)] {
+            assert_eq!(code(HOST, incarnation, sequence), Some(p2p_sync_proto::Code::Replay));
+        }
+        assert_eq!(code(Uuid::from_u128(2), 3, 5), None, "hosts are apart");
+        assert_eq!((code(HOST, 3, 6), code(HOST, 4, 1)), (None, None));
     }
 
     #[test]

@@ -2,15 +2,26 @@
 //!
 //! A host's space is two keys of Redis: its values (a hash, in which the empty field counts the bytes) and the times at
 //! which they expire (a sorted set). Each call is one script, so that counting and keeping are one step, whichever proxy
-//! does them. Both keys expire with the last value, and where Redis has evicted one of them the other counts as gone.
+//! does them. Both keys expire with the last value, and where Redis has evicted one of them the other counts as gone. A
+//! third key has the position of the host's last write, a few bytes that never expire.
 
 use std::{fmt, time::Duration};
 
 use p2p_sync_proto::{Code, Problem, v1};
-use redis::{AsyncTypedCommands as _, RedisError, Script, aio::ConnectionManager};
+use redis::{AsyncTypedCommands as _, RedisError, Script, ScriptInvocation, aio::ConnectionManager};
 use uuid::Uuid;
 
-use super::{ENTRY_BYTES, Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, to_wire};
+use super::{ENTRY_BYTES, Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, Writer, overtaken, to_wire};
+
+/// Begins each write. KEYS, behind its own: where the last write's position is. ARGV, behind its own: incarnation and
+/// sequence. Gives -1, and does nothing, where the last write is as new.
+const NOTE: &str = r"
+local incarnation, sequence = tonumber(ARGV[#ARGV - 1]), tonumber(ARGV[#ARGV])
+local last = redis.call('HMGET', KEYS[#KEYS], 'incarnation', 'sequence')
+local before, at = tonumber(last[1] or '0'), tonumber(last[2] or '0')
+if incarnation < before or (incarnation == before and sequence <= at) then return -1 end
+redis.call('HSET', KEYS[#KEYS], 'incarnation', ARGV[#ARGV - 1], 'sequence', ARGV[#ARGV])
+";
 
 /// KEYS: values, expiries. ARGV: key, value, milliseconds to keep it, most bytes, most entries, bytes of an entry.
 const SET: &str = r"
@@ -36,6 +47,7 @@ redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3]), ARGV[1])
 local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIREAT', KEYS[1], last)
 redis.call('PEXPIREAT', KEYS[2], last)
+return 1
 ";
 
 /// KEYS: values, expiries. ARGV: key. Gives the milliseconds that are left, 0 where it is not there, and the value.
@@ -61,6 +73,12 @@ redis.call('HINCRBY', KEYS[1], '', string.format('%.0f', -(held + #ARGV[1] + ARG
 return tonumber(until_ms or '0') > now and 1 or 0
 ";
 
+/// No keys. ARGV: channel, message.
+const PUBLISH: &str = r"
+redis.call('PUBLISH', ARGV[1], ARGV[2])
+return 1
+";
+
 /// See [`super::HostCache`].
 pub(super) struct RedisSpaces {
     connection: ConnectionManager,
@@ -68,6 +86,7 @@ pub(super) struct RedisSpaces {
     set: Script,
     get: Script,
     delete: Script,
+    publish: Script,
 }
 
 /// Without the connection, which shows its password.
@@ -84,9 +103,10 @@ impl RedisSpaces {
         Self {
             connection,
             prefix: prefix.to_owned(),
-            set: Script::new(SET),
+            set: writing(SET),
             get: Script::new(GET),
-            delete: Script::new(DELETE),
+            delete: writing(DELETE),
+            publish: writing(PUBLISH),
         }
     }
 
@@ -105,8 +125,8 @@ impl RedisSpaces {
         self.get(host_id, key).await.map(|found| found.is_some())
     }
 
-    pub(super) async fn set(&self, host_id: Uuid, key: &str, value: &str, expiry: Duration) -> Result<(), Problem> {
-        let [values, expiries] = self.space(host_id);
+    pub(super) async fn set(&self, writer: Writer, key: &str, value: &str, expiry: Duration) -> Result<(), Problem> {
+        let [values, expiries] = self.space(writer.host_id);
         let expiry_ms = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.set.key(values);
         call.key(expiries)
@@ -116,19 +136,25 @@ impl RedisSpaces {
             .arg(HOST_BYTES_MAX)
             .arg(HOST_ENTRIES_MAX)
             .arg(ENTRY_BYTES);
-        call.invoke_async(&mut self.connection.clone())
-            .await
-            .map_err(|error| unavailable(&error))
+        self.write(writer, call).await.map(drop)
     }
 
-    pub(super) async fn delete(&self, host_id: Uuid, key: &str) -> Result<bool, Problem> {
-        let [values, expiries] = self.space(host_id);
+    pub(super) async fn delete(&self, writer: Writer, key: &str) -> Result<bool, Problem> {
+        let [values, expiries] = self.space(writer.host_id);
         let mut call = self.delete.key(values);
-        let asked = call.key(expiries).arg(key).arg(ENTRY_BYTES);
-        asked
-            .invoke_async(&mut self.connection.clone())
-            .await
-            .map_err(|error| unavailable(&error))
+        call.key(expiries).arg(key).arg(ENTRY_BYTES);
+        self.write(writer, call).await
+    }
+
+    /// Runs a write's script; gives whether there was something to do.
+    async fn write(&self, writer: Writer, mut call: ScriptInvocation<'_>) -> Result<bool, Problem> {
+        let [incarnation, sequence] = [writer.position.incarnation, writer.position.sequence];
+        call.key(self.written(writer.host_id)).arg(incarnation).arg(sequence);
+        let answered: Result<i64, RedisError> = call.invoke_async(&mut self.connection.clone()).await;
+        match answered.map_err(|error| unavailable(&error))? {
+            -1 => Err(overtaken()),
+            done => Ok(done > 0),
+        }
     }
 
     pub(super) async fn get_shared(&self, name: &str) -> Result<Found, Problem> {
@@ -150,10 +176,11 @@ impl RedisSpaces {
         asked.map_err(|error| unavailable(&error))
     }
 
-    pub(super) async fn publish(&self, host_id: Uuid, channel: &str, message: &str) -> Result<(), Problem> {
-        let channel = format!("{}:host:{host_id}:{channel}", self.prefix);
-        let told = self.connection.clone().publish(channel, message).await;
-        told.map(drop).map_err(|error| unavailable(&error))
+    pub(super) async fn publish(&self, writer: Writer, channel: &str, message: &str) -> Result<(), Problem> {
+        let channel = format!("{}:host:{}:{channel}", self.prefix, writer.host_id);
+        let mut call = self.publish.prepare_invoke();
+        call.arg(channel).arg(message);
+        self.write(writer, call).await.map(drop)
     }
 
     /// The braces keep both keys in one slot of a cluster.
@@ -161,9 +188,19 @@ impl RedisSpaces {
         ["values", "expiries"].map(|what| format!("{}:host-cache:{{{host_id}}}:{what}", self.prefix))
     }
 
+    /// In the same slot as the host's space.
+    fn written(&self, host_id: Uuid) -> String {
+        format!("{}:host-cache:{{{host_id}}}:written", self.prefix)
+    }
+
     fn shared(&self, name: &str) -> String {
         format!("{}:shared:{name}", self.prefix)
     }
+}
+
+/// A script that begins with [`NOTE`].
+fn writing(script: &str) -> Script {
+    Script::new(&format!("{NOTE}{script}"))
 }
 
 /// What Redis says may repeat what it was sent, so only its kind is told.

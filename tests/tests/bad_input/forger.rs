@@ -1,5 +1,7 @@
 //! A hub, and a host that seals what it likes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use p2p_sync_proto::{
     envelope::Lane,
     ids::new_id,
@@ -31,6 +33,7 @@ pub(crate) fn embedded(folder: &Folder, settings: &[(&str, String)]) -> Hub {
 pub(crate) struct Forger {
     channel: Channel,
     credential: Credential,
+    sent: AtomicU64,
 }
 
 impl Forger {
@@ -40,11 +43,16 @@ impl Forger {
             .connect()
             .await
             .expect("the hub listens");
-        Self { channel, credential }
+        Self {
+            channel,
+            credential,
+            sent: AtomicU64::new(0),
+        }
     }
 
     fn seal(&self, lane: Lane, body: &impl Message) -> v1::Sealed {
-        let label = Label::from_credential(&self.credential, 1, 1, new_id(), lane);
+        let sequence = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        let label = Label::from_credential(&self.credential, 1, sequence, new_id(), lane);
         message::seal(&self.credential.to_hub, Direction::ToHub, &label, body)
     }
 

@@ -11,7 +11,7 @@ use p2p_sync_proto::{
     message::{self, Label},
     v1::{
         self, BatchReply, Operation, OperationBatch, OperationKind, Sealed, bulk_client::BulkClient,
-        critical_client::CriticalClient, operation::Payload, session_client::SessionClient,
+        critical_client::CriticalClient, operation::Payload, pull_client::PullClient, session_client::SessionClient,
     },
 };
 use prost::{Message, bytes::Bytes};
@@ -91,6 +91,12 @@ impl WireHost {
     pub(crate) async fn critical(&self, channel: &Channel, sealed: Sealed) -> Result<BatchReply, Status> {
         let mut client = CriticalClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
         let answer = client.apply(sealed).await?;
+        Ok(self.open(answer.get_ref()))
+    }
+
+    /// Asks by a message that was sealed before.
+    pub(crate) async fn pull(&self, channel: &Channel, sealed: Sealed) -> Result<v1::PullReply, Status> {
+        let answer = PullClient::new(channel.clone()).call(sealed).await?;
         Ok(self.open(answer.get_ref()))
     }
 
