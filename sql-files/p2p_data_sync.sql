@@ -538,6 +538,22 @@ CREATE OR REPLACE FUNCTION p2p_sync.discard_limbo(p_limbo_id bigint, p_reason te
     SELECT EXISTS (SELECT FROM kept);
 $$;
 
+-- Gives back the numbers of streams to which nothing of `p_left` is written, and the rows of streams that were made for them:
+-- what a host has no right to write leaves no trace among what it would write to. Called by apply_batch, which has locked
+-- the streams, so that nobody was given numbers since.
+CREATE OR REPLACE FUNCTION p2p_sync.give_back(
+    p_streams text[], p_stream_counts bigint[], p_stream_of integer[], p_sequences bigint[], p_left int8multirange
+) RETURNS void LANGUAGE sql AS $$
+    UPDATE p2p_sync.map_states AS m SET head = m.head - s.count
+        FROM unnest(p_streams, p_stream_counts) WITH ORDINALITY AS s(stream, count, place)
+        WHERE m.stream = s.stream AND NOT EXISTS (
+            SELECT FROM unnest(p_sequences, p_stream_of) AS o(sequence, stream_of)
+                WHERE o.stream_of = s.place AND p_left @> o.sequence);
+    DELETE FROM p2p_sync.map_states AS m
+        WHERE m.stream = ANY (p_streams) AND m.head = 0
+            AND NOT EXISTS (SELECT FROM p2p_sync.host_assignments AS a WHERE a.map = m.stream);
+$$;
+
 -- Keeps apart, of the operations in `p_new`, those that their host has no right to write: whose tenure is not the one that
 -- `p_allowed` has for their stream. What was made while the host held the map, or before it knew that it would (tenure 0,
 -- of a map that it holds or held), goes to limbo; what never was its to write is refused. A group goes the way of its worst
@@ -778,6 +794,7 @@ BEGIN
         told_reasons := told_reasons || v_barred.reasons;
         told_limbo := told_limbo || v_barred.limbo;
         v_new := v_new - v_barred.barred;
+        PERFORM p2p_sync.give_back(p_streams, p_stream_counts, p_stream_of, p_sequences, v_new);
         IF isempty(v_new) THEN
             RETURN;
         END IF;

@@ -5,6 +5,7 @@ mod attached;
 mod bounds;
 mod crash;
 mod following;
+mod forgery;
 mod full;
 mod groups;
 mod leases;

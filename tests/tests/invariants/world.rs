@@ -69,15 +69,19 @@ impl World {
 
     /// As [`Self::new`], with leases that run so many seconds.
     pub(crate) fn governed(lease_seconds: u64) -> Self {
-        let database = run(database());
-        let url = database.url().to_owned();
-        let settings = [
+        Self::with(&[
             ("leases", "required".to_owned()),
             ("lease_seconds", lease_seconds.to_string()),
-        ];
+        ])
+    }
+
+    /// As [`Self::new`], with settings of its own.
+    pub(crate) fn with(settings: &[(&str, String)]) -> Self {
+        let database = run(database());
+        let url = database.url().to_owned();
         let mut world = Self {
             _database: Some(database),
-            ..Self::on(&url, &shared_redis_url(), &settings)
+            ..Self::on(&url, &shared_redis_url(), settings)
         };
         world.hub.start();
         world
