@@ -117,12 +117,19 @@ pub enum Outcome {
     NotYet,
 }
 
+/// What a host is told of [`Code::StoreRefused`]. Postgres' own sentence is the operator's, for what it names is the hub's:
+/// it is kept with the operation, and logged.
+const STORE_REFUSED: &str = "the hub's database does not take this operation: ask the hub's operator, who can read why";
+
 impl Outcome {
     /// As it is told to the sender, who takes an operation that is not listed as applied.
     pub fn to_wire(&self, index: u32) -> Option<v1::Outcome> {
         let (state, code, message) = match self {
             Self::Applied { .. } => return None,
             Self::Superseded => (v1::OutcomeState::Superseded, Code::None, ""),
+            Self::Rejected(problem) if problem.code == Code::StoreRefused => {
+                (v1::OutcomeState::Rejected, problem.code, STORE_REFUSED)
+            }
             Self::Rejected(problem) => (v1::OutcomeState::Rejected, problem.code, problem.sentence.as_str()),
             Self::Limbo(problem) => (v1::OutcomeState::Limbo, problem.code, problem.sentence.as_str()),
             Self::NotYet => (

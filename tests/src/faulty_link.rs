@@ -36,7 +36,12 @@ struct State {
 impl FaultyLink {
     /// A link to the hub at `http://host:port`, which need not be there yet.
     pub fn to(hub: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        Self::at("127.0.0.1", hub)
+    }
+
+    /// As [`Self::to`], at another of loopback's addresses; what it leads to may be any server.
+    pub fn at(ip: &str, hub: &str) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("bound");
         let hub = hub.trim_start_matches("http://").to_owned();
         let shared = Arc::new(Shared {
@@ -59,6 +64,11 @@ impl FaultyLink {
     /// As an agent's `main_server_endpoint`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Keeps a copy of every byte from now on, both directions in one row.

@@ -1,6 +1,7 @@
 //! What must never happen, one test or more for each: a real hub and real agents over a real Postgres and a real Redis,
 //! verified by SQL. The number in a test's name is the invariant's.
 
+mod address;
 mod attached;
 mod bounds;
 mod crash;
