@@ -1,6 +1,7 @@
 //! What is inside a seal: one octet naming the compression, then the encoded message.
 
 use prost::Message;
+use zeroize::Zeroizing;
 
 use crate::limits::MESSAGE_BYTES_MAX;
 
@@ -12,17 +13,17 @@ const COMPRESS_BYTES_MIN: usize = 256;
 /// Level 1 halves a batch of game events in a fraction of the time that sealing it takes.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Encodes a message, compressed where it pays.
-pub fn encode(message: &impl Message) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(message.encoded_len() + 1);
+/// Encodes a message, compressed where it pays. Both forms are cleared when dropped: there are messages that carry keys.
+pub fn encode(message: &impl Message) -> Zeroizing<Vec<u8>> {
+    let mut plain = Zeroizing::new(Vec::with_capacity(message.encoded_len() + 1));
     plain.push(PLAIN);
-    message.encode(&mut plain).expect("a Vec grows as needed");
+    message.encode(&mut *plain).expect("a Vec grows as needed");
     if plain.len() < COMPRESS_BYTES_MIN {
         return plain;
     }
-    match zstd::bulk::compress(&plain[1..], ZSTD_LEVEL) {
+    match zstd::bulk::compress(&plain[1..], ZSTD_LEVEL).map(Zeroizing::new) {
         Ok(compressed) if compressed.len() + 1 < plain.len() => {
-            let mut body = Vec::with_capacity(compressed.len() + 1);
+            let mut body = Zeroizing::new(Vec::with_capacity(compressed.len() + 1));
             body.push(ZSTD);
             body.extend_from_slice(&compressed);
             body
@@ -37,7 +38,9 @@ pub fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
     match compression {
         PLAIN if rest.len() <= MESSAGE_BYTES_MAX => M::decode(rest).ok(),
         ZSTD => {
-            let plain = zstd::bulk::decompress(rest, unpacked_bytes(rest)?).ok()?;
+            let plain = zstd::bulk::decompress(rest, unpacked_bytes(rest)?)
+                .ok()
+                .map(Zeroizing::new)?;
             M::decode(plain.as_slice()).ok()
         }
         _ => None,

@@ -237,6 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn invariant_11_the_states_of_the_ciphers_are_cleared_when_dropped() {
+        // These compile where each crate's feature `zeroize` is on, and not otherwise.
+        fn is_cleared<T: zeroize::ZeroizeOnDrop>() {}
+        is_cleared::<Aes256>();
+        is_cleared::<cbc::Encryptor<Aes256>>();
+        is_cleared::<cbc::Decryptor<Aes256>>();
+        // An HMAC is states of its hash and nothing more.
+        is_cleared::<Sha512>();
+        is_cleared::<SealKey>();
+    }
+
+    #[test]
     fn rfc_7518_appendix_b_3_comes_out_octet_for_octet_both_ways() {
         let key = key_of(&(0..64).collect::<Vec<u8>>());
         let plaintext = b"A cipher system must not be required to be secret, and it must be able to fall into the \

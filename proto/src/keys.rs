@@ -136,6 +136,8 @@ pub enum Direction {
 #[derive(Clone, Debug)]
 pub struct SealKey(Secret);
 
+impl ZeroizeOnDrop for SealKey {}
+
 impl SealKey {
     /// Takes the octets of a key, MAC key first.
     pub fn from_bytes(mut bytes: [u8; SECRET_BYTES]) -> Self {

@@ -370,3 +370,79 @@ fn invariant_11_no_error_text_shows_a_secret_that_was_mistyped() {
         assert_shows_none("an error of the hub", &told, &secrets);
     }
 }
+
+/// Types whose `Debug` shows nothing of what they hold, and which clear it.
+const REDACTED: [&str; 6] = ["Secret", "SealKey", "MasterKey", "Credential", "Keyring", "Zeroizing"];
+
+/// The members of each struct of a source file: whether it derives `Debug`, the struct's name, the member's and its type.
+fn members(source: &str) -> Vec<(bool, String, String, String)> {
+    let mut found = Vec::new();
+    let (mut derives_debug, mut within) = (false, None::<(bool, String)>);
+    for line in source.lines().map(str::trim) {
+        let line = line.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
+        let line = line.trim_start_matches("pub ");
+        if line.starts_with("#[derive(") {
+            derives_debug = line.contains("Debug");
+        } else if let Some(rest) = line.strip_prefix("struct ").filter(|rest| rest.ends_with('{')) {
+            let name = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            within = Some((derives_debug, name.to_owned()));
+        } else if line == "}" {
+            (derives_debug, within) = (false, None);
+        } else if let (Some((debug, name)), Some((member, its_type))) = (&within, line.split_once(": ")) {
+            let is_member = member
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            if is_member && !its_type.contains('"') {
+                let its_type = its_type.trim_end_matches(',').to_owned();
+                found.push((*debug, name.clone(), member.to_owned(), its_type));
+            }
+        } else if !line.starts_with("#[") && !line.starts_with("//") {
+            derives_debug = false;
+        }
+    }
+    found
+}
+
+/// What is wrong with a member that is named like a secret, or holds a key's octets.
+fn shows_a_secret(debug: bool, member: &str, its_type: &str) -> Option<&'static str> {
+    let is_redacted = REDACTED.iter().any(|redacted| its_type.contains(redacted));
+    // Where it lies and what it is called is no secret.
+    let is_a_name = ["PathBuf", "KeyId", "Uuid"].iter().any(|name| its_type.contains(name));
+    let is_secret = ["password", "secret", "token", "credential", "private"]
+        .iter()
+        .any(|word| member.contains(word));
+    let is_octets = ["[u8", "Vec<u8>", "Bytes"]
+        .iter()
+        .any(|octets| its_type.contains(octets));
+    if is_secret && !is_redacted && !is_a_name {
+        return Some("is named like a secret and is of a type that neither hides nor clears it");
+    }
+    if member.ends_with("key") && is_octets && (debug || !is_redacted) {
+        return Some("holds the octets of a key where `Debug` shows them, or they are not cleared");
+    }
+    None
+}
+
+#[test]
+fn invariant_11_no_struct_holds_a_secret_in_a_type_that_shows_it() {
+    assert!(shows_a_secret(true, "redis_password", "String").is_some());
+    assert!(shows_a_secret(true, "key", "Zeroizing<Vec<u8>>").is_some());
+    assert!(shows_a_secret(false, "key", "Zeroizing<Vec<u8>>").is_none());
+    assert_eq!(
+        members("#[derive(Clone, Debug)]\npub struct A {\n    /// B: c\n    pub b_c: Vec<u8>,\n}\n"),
+        [(true, "A".to_owned(), "b_c".to_owned(), "Vec<u8>".to_owned())]
+    );
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let mut seen = 0;
+    for package in ["proto", "agent", "proxy"] {
+        for (file, source) in files_below(&root.join(package).join("src")) {
+            let source = String::from_utf8_lossy(&source).into_owned();
+            for (debug, owner, member, its_type) in members(&source) {
+                seen += 1;
+                let problem = shows_a_secret(debug, &member, &its_type);
+                assert_eq!(problem, None, "{}: {owner}.{member}: {its_type}", file.display());
+            }
+        }
+    }
+    assert!(seen > 500, "{seen} members were looked at");
+}
