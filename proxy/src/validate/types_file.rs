@@ -141,6 +141,12 @@ impl Rules {
         Self::builtin().overlaid(&text, |name| read(folder.join(name)).map_err(|error| error.to_string()))
     }
 
+    /// These rules with a types file's text over them and one schema for every name, for a fuzzer, which reads no files.
+    #[cfg(fuzzing)]
+    pub fn overlaid_by(self, text: &str, schema: &str) -> Result<Self, Problems> {
+        self.overlaid(text, |_| Ok(schema.to_owned()))
+    }
+
     /// These rules, to hold after others. What agents get is told apart by its version (`BAD_TYPES_FILE`): they would
     /// not hear of a change without one, and one that goes back would be taken for an older one of theirs.
     pub fn after(self, before: &Self) -> Result<Self, Problems> {
