@@ -238,21 +238,51 @@ CREATE TABLE IF NOT EXISTS p2p_sync.limbo_operations (
 CREATE INDEX IF NOT EXISTS limbo_by_operation ON p2p_sync.limbo_operations (host_id, operation_id);
 COMMENT ON TABLE p2p_sync.limbo_operations IS
     'What came under a tenure that had passed, until an operator merges or discards it (p2p-sync-proxy limbo)';
-COMMENT ON COLUMN p2p_sync.limbo_operations.tenure IS '0: made before its host knew of a lease. Of a group the oldest';
+COMMENT ON COLUMN p2p_sync.limbo_operations.tenure IS
+    'Of its map. 0: made before its host knew of a lease, or of no map. Of a group the oldest';
 COMMENT ON COLUMN p2p_sync.limbo_operations.path IS 'Empty for a group, which has one row';
 COMMENT ON COLUMN p2p_sync.limbo_operations.payload IS
     'Of a group its members: [{"path", "type", "keeps_every", "account_id", "map", "tenure", "data"}], a deletion without "data"';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.presence (
-    char_id     bigint PRIMARY KEY,
-    account_id  bigint NOT NULL,
-    map         text COLLATE "C" NOT NULL,
-    host_id     uuid NOT NULL,
-    tenure      bigint NOT NULL,
-    entered_at  timestamptz NOT NULL DEFAULT now()
-);
+    char_id      bigint PRIMARY KEY,
+    account_id   bigint NOT NULL,
+    map          text COLLATE "C" NOT NULL,
+    host_id      uuid NOT NULL,
+    tenure       bigint NOT NULL,
+    promised_to  uuid,
+    entered_at   timestamptz NOT NULL DEFAULT now(),
+    left_at      timestamptz
+) WITH (fillfactor = 80);
+CREATE INDEX IF NOT EXISTS presence_by_account ON p2p_sync.presence (account_id);
 COMMENT ON TABLE p2p_sync.presence IS
-    'Which one map a character is on, and which host writes it. Not yet written by this version';
+    'Which map each character is on, or was on last, and which host writes it. Whoever changes it, or player_tenures, locks '
+    'the stream @player first. Never purged: the next tenure is counted from here';
+COMMENT ON COLUMN p2p_sync.presence.account_id IS '0: not known';
+COMMENT ON COLUMN p2p_sync.presence.tenure IS 'Of the last host that had it; the greatest that the character ever had';
+COMMENT ON COLUMN p2p_sync.presence.promised_to IS 'A ticket: this host may enter the player although another one has it';
+COMMENT ON COLUMN p2p_sync.presence.left_at IS 'Since then no host has it';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.player_tenures (
+    char_id            bigint NOT NULL,
+    account_id         bigint NOT NULL,
+    tenure             bigint NOT NULL,
+    host_id            uuid NOT NULL,
+    began_incarnation  bigint NOT NULL,
+    began_sequence     bigint NOT NULL,
+    ended_incarnation  bigint,
+    ended_sequence     bigint,
+    ended_at           timestamptz,
+    PRIMARY KEY (char_id, host_id, began_incarnation, began_sequence)
+) WITH (fillfactor = 80);
+CREATE INDEX IF NOT EXISTS player_tenures_by_account
+    ON p2p_sync.player_tenures (account_id, host_id, began_incarnation, began_sequence);
+CREATE INDEX IF NOT EXISTS player_tenures_ended ON p2p_sync.player_tenures (ended_at) WHERE ended_at IS NOT NULL;
+COMMENT ON TABLE p2p_sync.player_tenures IS
+    'Which host wrote a player from which of its operations to which. Purged when they ended long ago';
+COMMENT ON COLUMN p2p_sync.player_tenures.tenure IS '0: the entry went to limbo, and so does what follows it';
+COMMENT ON COLUMN p2p_sync.player_tenures.ended_sequence IS
+    'The operation by which the host released the player; NULL where it was ended by force';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
     validation_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -470,8 +500,161 @@ BEGIN
     RETURN v_away;
 END $$;
 
+-- The tenure at which a player's path is written now: its character's, or the greatest of its account's characters'.
+CREATE OR REPLACE FUNCTION p2p_sync.player_tenure(p_path text) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN p_path LIKE '@char/%' THEN
+            (SELECT tenure FROM p2p_sync.presence WHERE char_id = split_part(p_path, '/', 2)::bigint)
+        WHEN p_path LIKE '@account/%' THEN
+            (SELECT max(tenure) FROM p2p_sync.presence WHERE account_id = nullif(split_part(p_path, '/', 2)::bigint, 0)) END;
+$$;
+
+-- Notes that a host released a character at one of its operations. A host that has lost the lease of the map where the
+-- character was cannot release it any more: then its tenure ends by force.
+CREATE OR REPLACE FUNCTION p2p_sync.leave_player(p_host uuid, p_incarnation bigint, p_sequence bigint, p_char bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_tenure bigint;
+    v_is_holder boolean;
+BEGIN
+    SELECT p.tenure, coalesce(a.host_id = p_host, false) INTO v_tenure, v_is_holder
+        FROM p2p_sync.presence AS p LEFT JOIN p2p_sync.host_assignments AS a ON a.map = p.map
+        WHERE p.char_id = p_char AND p.host_id = p_host;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_is_holder THEN
+        -- A second release moves the first; what was ended by force stays so.
+        UPDATE p2p_sync.player_tenures
+            SET ended_incarnation = p_incarnation, ended_sequence = p_sequence, ended_at = now()
+            WHERE char_id = p_char AND host_id = p_host AND tenure = v_tenure
+                AND (began_incarnation, began_sequence) < (p_incarnation, p_sequence)
+                AND (ended_at IS NULL OR (ended_incarnation, ended_sequence) < (p_incarnation, p_sequence));
+    ELSE
+        UPDATE p2p_sync.player_tenures SET ended_at = now()
+            WHERE char_id = p_char AND host_id = p_host AND tenure = v_tenure
+                AND (began_incarnation, began_sequence) < (p_incarnation, p_sequence) AND ended_at IS NULL;
+    END IF;
+    IF FOUND THEN
+        UPDATE p2p_sync.presence SET left_at = now() WHERE char_id = p_char AND left_at IS NULL;
+    END IF;
+END $$;
+
+-- Moves a character onto a map of a host, by one of its operations. `verdict`: 0 it is there; 1 too early, for another host
+-- has the player; 2 to limbo, for the map's lease has passed on; 3 refused, for the host never held that; 4 refused, for the
+-- character is of another account. A host that has it already keeps its tenure; otherwise the next one begins, which is
+-- greater than any that the character, or its account, ever had.
+CREATE OR REPLACE FUNCTION p2p_sync.enter_player(
+    p_host uuid, p_incarnation bigint, p_sequence bigint, p_char bigint, p_account bigint, p_map text, OUT verdict smallint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_there p2p_sync.presence;
+    v_account bigint;
+    v_greatest bigint;
+    v_is_promised boolean;
+    v_is_elsewhere boolean;
+    v_is_held boolean;
+    v_stays boolean := false;
+BEGIN
+    SELECT * INTO v_there FROM p2p_sync.presence WHERE char_id = p_char;
+    IF v_there.account_id <> 0 AND p_account <> 0 AND v_there.account_id <> p_account THEN
+        verdict := 4;
+        RETURN;
+    END IF;
+    v_account := coalesce(nullif(p_account, 0), v_there.account_id, 0);
+
+    IF NOT EXISTS (SELECT FROM p2p_sync.host_assignments WHERE map = p_map AND host_id = p_host) THEN
+        verdict := 3;
+        IF EXISTS (SELECT FROM p2p_sync.map_tenures WHERE map = p_map AND host_id = p_host) THEN
+            verdict := 2;
+            -- By the host's own word the player has left where it was.
+            PERFORM p2p_sync.leave_player(p_host, p_incarnation, p_sequence, p_char);
+            INSERT INTO p2p_sync.player_tenures
+                    (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
+                VALUES (p_char, v_account, 0, p_host, p_incarnation, p_sequence, now());
+        END IF;
+        RETURN;
+    END IF;
+
+    -- An account is in the game with one character at a time.
+    SELECT coalesce(max(there.tenure), 0), coalesce(bool_or(there.promised_to = p_host), false),
+            coalesce(bool_or(there.is_elsewhere), false),
+            coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id AND a.expires_at > clock_timestamp()
+                AND h.status = 'active'), false)
+        INTO v_greatest, v_is_promised, v_is_elsewhere, v_is_held
+        FROM (SELECT *, host_id <> p_host AND left_at IS NULL AS is_elsewhere FROM p2p_sync.presence
+            WHERE char_id = p_char OR account_id = nullif(v_account, 0)) AS there
+        LEFT JOIN p2p_sync.host_assignments AS a ON a.map = there.map
+        LEFT JOIN p2p_sync.hosts AS h ON h.host_id = there.host_id;
+    IF v_is_held AND NOT v_is_promised THEN
+        verdict := 1;
+        RETURN;
+    END IF;
+    IF v_is_elsewhere OR v_is_promised THEN
+        UPDATE p2p_sync.player_tenures AS t SET ended_at = now() FROM p2p_sync.presence AS there
+            WHERE (there.char_id = p_char OR there.account_id = nullif(v_account, 0)) AND there.host_id <> p_host
+                AND t.char_id = there.char_id AND t.host_id = there.host_id AND t.tenure = there.tenure AND t.ended_at IS NULL;
+        UPDATE p2p_sync.presence SET left_at = CASE WHEN host_id = p_host THEN left_at ELSE coalesce(left_at, now()) END,
+                promised_to = nullif(promised_to, p_host)
+            WHERE char_id = p_char OR account_id = nullif(v_account, 0);
+    END IF;
+
+    IF v_there.host_id = p_host AND v_there.tenure = v_greatest THEN
+        -- Not where it was ended by force, nor behind an entry that went to limbo.
+        UPDATE p2p_sync.player_tenures AS t
+            SET account_id = v_account, ended_incarnation = NULL, ended_sequence = NULL, ended_at = NULL
+            WHERE t.char_id = p_char AND t.host_id = p_host AND t.tenure = v_greatest
+                AND (t.ended_at IS NULL OR t.ended_sequence IS NOT NULL)
+                AND NOT EXISTS (SELECT FROM p2p_sync.player_tenures AS later
+                    WHERE (later.char_id = p_char OR later.account_id = nullif(v_account, 0)) AND later.host_id = p_host
+                        AND (later.began_incarnation, later.began_sequence) > (t.began_incarnation, t.began_sequence));
+        v_stays := FOUND;
+    END IF;
+    IF NOT v_stays THEN
+        v_greatest := v_greatest + 1;
+        UPDATE p2p_sync.player_tenures SET ended_incarnation = p_incarnation, ended_sequence = p_sequence, ended_at = now()
+            WHERE char_id = p_char AND host_id = p_host AND ended_at IS NULL;
+        INSERT INTO p2p_sync.player_tenures (char_id, account_id, tenure, host_id, began_incarnation, began_sequence)
+            VALUES (p_char, v_account, v_greatest, p_host, p_incarnation, p_sequence);
+    END IF;
+    INSERT INTO p2p_sync.presence AS p (char_id, account_id, map, host_id, tenure)
+        VALUES (p_char, v_account, p_map, p_host, v_greatest)
+        ON CONFLICT (char_id) DO UPDATE SET
+            account_id = excluded.account_id, map = excluded.map, host_id = excluded.host_id, tenure = excluded.tenure,
+            promised_to = NULL, entered_at = excluded.entered_at, left_at = NULL;
+    verdict := 0;
+END $$;
+
+-- The operator's word that no host has a player any more, so that the next entry moves it; gives the host that had it, NULL
+-- where none did. What that one still sends goes to limbo.
+CREATE OR REPLACE FUNCTION p2p_sync.release_player(p_char bigint) RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_host uuid;
+    v_tenure bigint;
+BEGIN
+    PERFORM p2p_sync.lock_stream('@player');
+    UPDATE p2p_sync.presence SET left_at = now() WHERE char_id = p_char AND left_at IS NULL
+        RETURNING host_id, tenure INTO v_host, v_tenure;
+    UPDATE p2p_sync.player_tenures SET ended_at = now()
+        WHERE char_id = p_char AND host_id = v_host AND tenure = v_tenure AND ended_at IS NULL;
+    RETURN v_host;
+END $$;
+
+-- A ticket: the host may enter the player although another one has it. False where the host is unknown or not active, or
+-- the player was never seen.
+CREATE OR REPLACE FUNCTION p2p_sync.promise_player(p_char bigint, p_host uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM p2p_sync.lock_stream('@player');
+    UPDATE p2p_sync.presence SET promised_to = p_host WHERE char_id = p_char;
+    RETURN FOUND;
+END $$;
+
 -- Writes what lies in limbo as the operator's edit, in the order of its streams, and takes it out of limbo; false where
--- there is no such row.
+-- there is no such row. No player is moved by it.
 CREATE OR REPLACE FUNCTION p2p_sync.merge_limbo(p_limbo_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_limbo p2p_sync.limbo_operations;
@@ -499,9 +682,10 @@ BEGIN
         INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) VALUES (v_member.stream, 1, v_hub)
             ON CONFLICT (stream) DO UPDATE SET head = m.head + 1
             RETURNING head INTO v_number;
-        -- Never older than what its path has, nor than what the map's holder writes: an edit is of today.
+        -- Never older than what its path has, nor than what the map's or the player's host writes: an edit is of today.
         SELECT greatest(v_member.tenure, max(tenure)) INTO v_tenure
             FROM (SELECT tenure FROM p2p_sync.host_assignments WHERE map = v_member.stream
+                UNION ALL SELECT p2p_sync.player_tenure(v_member.path)
                 UNION ALL SELECT tenure FROM p2p_sync.states WHERE path = v_member.path) AS there;
         INSERT INTO p2p_sync.states AS s (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation, sequence,
                 host_id, operation_id, in_group, account_id, map, deleted, payload, received_at, logged_at, hub_edit, origin_hub)
@@ -554,16 +738,13 @@ CREATE OR REPLACE FUNCTION p2p_sync.give_back(
             AND NOT EXISTS (SELECT FROM p2p_sync.host_assignments AS a WHERE a.map = m.stream);
 $$;
 
--- Keeps apart, of the operations in `p_new`, those that their host has no right to write: whose tenure is not the one that
--- `p_allowed` has for their stream. What was made while the host held the map, or before it knew that it would (tenure 0,
--- of a map that it holds or held), goes to limbo; what never was its to write is refused. A group goes the way of its worst
--- member. Called by apply_batch, which has locked the streams.
-CREATE OR REPLACE FUNCTION p2p_sync.keep_apart(
-    p_host uuid, p_incarnation bigint, p_new int8multirange, p_allowed bigint[], p_streams text[],
-    p_sequences bigint[], p_stream_of integer[], p_operation_ids uuid[], p_tenures bigint[], p_paths text[],
-    p_data_types smallint[], p_keeps_every boolean[], p_deleted boolean[], p_account_ids bigint[], p_maps text[],
-    p_made_at_ms bigint[], p_payloads jsonb[], p_in_group boolean[], p_not_holder_code integer, p_stale_tenure_code integer,
-    OUT barred int8multirange, OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
+-- Finds, of the operations in `p_new`, those on maps that their host has no right to write: whose tenure is not the one that
+-- `p_allowed` has for their stream. What was made while the host held the map, or before it knew that it would (tenure 0, of
+-- a map that it holds or held), is for limbo; what never was its to write is to be refused. The worst come first.
+CREATE OR REPLACE FUNCTION p2p_sync.judge_maps(
+    p_host uuid, p_new int8multirange, p_allowed bigint[], p_streams text[],
+    p_sequences bigint[], p_stream_of integer[], p_tenures bigint[], p_not_holder_code integer, p_stale_tenure_code integer,
+    OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     WITH judged AS (
@@ -574,8 +755,9 @@ BEGIN
                 FROM unnest(p_sequences, p_tenures, p_stream_of) AS given(sequence, tenure, stream_of)
                 WHERE tenure <> p_allowed[stream_of] AND p_new @> sequence) AS o
             LEFT JOIN p2p_sync.host_assignments AS a ON a.map = o.stream
+            ORDER BY o.sequence, was_its, o.tenure, o.stream
     )
-    SELECT range_agg(int8range(worst.sequence, worst.sequence, '[]')), array_agg(worst.sequence),
+    SELECT array_agg(sequence),
             array_agg(CASE WHEN was_its THEN p_stale_tenure_code ELSE p_not_holder_code END),
             array_agg(CASE
                 WHEN was_its THEN format('this host''s lease of %s was not in force when this was made or had passed on before '
@@ -587,12 +769,139 @@ BEGIN
                     '(p2p-sync-proxy maps grant)', stream)
                 ELSE format('host %s holds the lease of %s, not this host', holder, stream) END),
             array_agg(was_its)
+        INTO sequences, codes, reasons, limbo
+        FROM judged;
+END $$;
+
+-- Moves players by the presence operations in `p_new`, in their order. `early` are those that have to be sent again, for
+-- another host has the player, and what follows one of them; the rest of the answer is as of judge_maps.
+CREATE OR REPLACE FUNCTION p2p_sync.move_players(
+    p_host uuid, p_incarnation bigint, p_new int8multirange,
+    p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
+    p_sequences bigint[], p_paths text[], p_data_types smallint[], p_account_ids bigint[], p_maps text[], p_payloads jsonb[],
+    p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
+    OUT early bigint[], OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_moved record;
+    v_verdict smallint;
+BEGIN
+    early := '{}';
+    FOR v_moved IN
+        SELECT o.sequence, split_part(o.path, '/', 2)::bigint AS char_id, o.account_id, o.map, o.payload ->> 'event' AS event
+            FROM unnest(p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads) WITH ORDINALITY
+                AS o(sequence, path, data_type, account_id, map, payload, place)
+            WHERE o.data_type = 12 AND o.path LIKE '@char/%' AND p_new @> o.sequence
+            ORDER BY o.place
+    LOOP
+        IF cardinality(early) > 0 AND EXISTS (
+            SELECT FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors) AS f(sequence, incarnation, predecessor)
+                WHERE f.sequence = v_moved.sequence AND f.incarnation = p_incarnation AND f.predecessor = ANY (early))
+        THEN
+            early := early || v_moved.sequence;
+        ELSIF v_moved.event = 'leave' THEN
+            -- Whether it may is judged with all else.
+            PERFORM p2p_sync.leave_player(p_host, p_incarnation, v_moved.sequence, v_moved.char_id);
+        ELSE
+            v_verdict := p2p_sync.enter_player(p_host, p_incarnation, v_moved.sequence, v_moved.char_id, v_moved.account_id,
+                v_moved.map);
+            IF v_verdict = 1 THEN
+                early := early || v_moved.sequence;
+            ELSIF v_verdict <> 0 THEN
+                sequences := sequences || v_moved.sequence;
+                codes := codes || CASE v_verdict WHEN 2 THEN p_stale_tenure_code WHEN 3 THEN p_not_holder_code
+                    ELSE p_not_here_code END;
+                reasons := reasons || CASE v_verdict
+                    WHEN 2 THEN format('this host''s lease of %s had passed on before the player''s coming was told: it is kept '
+                        'apart until the hub''s operator merges or discards it', v_moved.map)
+                    WHEN 3 THEN format('this host does not hold the lease of %s, where character %s would be: ask the hub''s '
+                        'operator for it (p2p-sync-proxy maps grant)', v_moved.map, v_moved.char_id)
+                    ELSE format('character %s is known as another account''s, not %s''s: enter it with its own',
+                        v_moved.char_id, v_moved.account_id) END;
+                limbo := limbo || (v_verdict = 2);
+            END IF;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Finds, for each operation in `p_new` of the players' stream, the tenure it is written at, by its position among those at
+-- which its host got and gave up the player; `tenures` has one for each operation, 0 for others. Those that their host has
+-- no right to write are told as by judge_maps: what was made under a tenure that has ended is for limbo, unless it was made
+-- before the host released the player; what is of a player that never was there is to be refused.
+CREATE OR REPLACE FUNCTION p2p_sync.judge_players(
+    p_host uuid, p_incarnation bigint, p_new int8multirange, p_player_stream integer,
+    p_sequences bigint[], p_stream_of integer[], p_paths text[], p_stale_tenure_code integer, p_not_here_code integer,
+    OUT tenures bigint[], OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH judged AS MATERIALIZED (
+        SELECT o.sequence, o.place, format('%s %s', o.kind, coalesce(o.char_id, o.account_id)) AS player, t.tenure,
+                CASE
+                    WHEN t.tenure IS NULL OR t.tenure = 0 THEN false
+                    WHEN t.tenure < p2p_sync.player_tenure(o.path)
+                        THEN coalesce((p_incarnation, o.sequence) <= (t.ended_incarnation, t.ended_sequence), false)
+                    WHEN t.ended_at IS NOT NULL AND t.ended_sequence IS NULL THEN false
+                    -- Until another has the player it may save what was left unsaved when that went.
+                    ELSE EXISTS (SELECT FROM p2p_sync.presence AS p
+                        JOIN p2p_sync.host_assignments AS a ON a.map = p.map
+                        WHERE p.char_id = t.char_id AND a.host_id = p_host)
+                END AS may_write
+            FROM (SELECT sequence, path, place, CASE WHEN path LIKE '@char/%' THEN 'character' ELSE 'account' END AS kind,
+                    CASE WHEN path LIKE '@char/%' THEN split_part(path, '/', 2)::bigint END AS char_id,
+                    CASE WHEN path LIKE '@account/%' THEN split_part(path, '/', 2)::bigint END AS account_id
+                FROM unnest(p_sequences, p_stream_of, p_paths) WITH ORDINALITY AS given(sequence, stream_of, path, place)
+                WHERE stream_of = p_player_stream AND p_new @> sequence) AS o
+            LEFT JOIN LATERAL (
+                (SELECT c.* FROM p2p_sync.player_tenures AS c
+                    WHERE c.char_id = o.char_id AND c.host_id = p_host
+                        AND (c.began_incarnation, c.began_sequence) <= (p_incarnation, o.sequence)
+                    ORDER BY c.began_incarnation DESC, c.began_sequence DESC LIMIT 1)
+                UNION ALL
+                (SELECT c.* FROM p2p_sync.player_tenures AS c
+                    WHERE c.account_id = nullif(o.account_id, 0) AND c.host_id = p_host
+                        AND (c.began_incarnation, c.began_sequence) <= (p_incarnation, o.sequence)
+                    ORDER BY c.began_incarnation DESC, c.began_sequence DESC LIMIT 1)
+            ) AS t ON true
+    ), barred AS (
+        SELECT *, tenure IS NOT NULL AS was_its FROM judged WHERE NOT may_write ORDER BY sequence, was_its, place
+    )
+    SELECT (SELECT array_agg(coalesce(j.tenure, 0) ORDER BY o.place)
+                FROM unnest(p_sequences) WITH ORDINALITY AS o(sequence, place) LEFT JOIN judged AS j USING (place)),
+            array_agg(sequence),
+            array_agg(CASE WHEN was_its THEN p_stale_tenure_code ELSE p_not_here_code END),
+            array_agg(CASE
+                WHEN was_its THEN format('%s was no longer this host''s when this was made or came: it is kept apart until the '
+                    'hub''s operator merges or discards it', player)
+                ELSE format('%s had not entered a map of this host when this was made: tell of its coming first '
+                    '(PLAYER_PRESENCE with the event enter)', player) END),
+            array_agg(was_its)
+        INTO tenures, sequences, codes, reasons, limbo
+        FROM barred;
+END $$;
+
+-- Sets apart what may not be written, each operation by the worst that was found against it, which is the first of those to
+-- be refused: into limbo or among the rejected operations. A group goes the way of its worst member, whole. `barred` are those of
+-- `p_new`, and the rest of the answer is one for each of them.
+CREATE OR REPLACE FUNCTION p2p_sync.set_apart(
+    p_host uuid, p_incarnation bigint, p_new int8multirange,
+    p_found bigint[], p_codes integer[], p_reasons text[], p_limbo boolean[],
+    p_streams text[], p_sequences bigint[], p_stream_of integer[], p_operation_ids uuid[], p_tenures bigint[], p_paths text[],
+    p_data_types smallint[], p_keeps_every boolean[], p_deleted boolean[], p_account_ids bigint[], p_maps text[],
+    p_made_at_ms bigint[], p_payloads jsonb[], p_in_group boolean[],
+    OUT barred int8multirange, OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT coalesce(range_agg(int8range(worst.sequence, worst.sequence, '[]')), '{}'), array_agg(worst.sequence),
+            array_agg(worst.code), array_agg(worst.reason), array_agg(worst.limbo)
         INTO barred, sequences, codes, reasons, limbo
-        FROM (SELECT DISTINCT ON (sequence) * FROM judged ORDER BY sequence, was_its, tenure, stream) AS worst;
+        FROM (SELECT DISTINCT ON (f.sequence) f.* FROM unnest(p_found, p_codes, p_reasons, p_limbo) WITH ORDINALITY
+                    AS f(sequence, code, reason, limbo, place)
+                WHERE p_new @> f.sequence
+                ORDER BY f.sequence, f.limbo, f.place) AS worst;
 
     WITH whole AS (
         SELECT b.sequence, b.code, b.reason, b.limbo, (array_agg(o.operation_id))[1] AS operation_id,
-                min(o.tenure) FILTER (WHERE NOT p_streams[o.stream_of] LIKE '@%') AS tenure,
+                coalesce(min(o.tenure) FILTER (WHERE NOT p_streams[o.stream_of] LIKE '@%'), 0) AS tenure,
                 CASE WHEN bool_or(o.grouped) THEN '' ELSE min(o.path) END AS path,
                 CASE WHEN bool_or(o.grouped) THEN -1 ELSE min(o.data_type) END AS data_type,
                 coalesce(bool_or(o.grouped), false) OR bool_and(o.keeps_every) AS keeps_every,
@@ -600,7 +909,8 @@ BEGIN
                 min(o.made_at_ms) AS made_at_ms,
                 NOT coalesce(bool_or(o.grouped), false) AND bool_and(o.deleted) AS deleted,
                 CASE WHEN bool_or(o.grouped) THEN jsonb_agg(jsonb_build_object('path', o.path, 'type', o.data_type,
-                            'keeps_every', o.keeps_every, 'account_id', o.account_id, 'map', o.map, 'tenure', o.tenure)
+                            'keeps_every', o.keeps_every, 'account_id', o.account_id, 'map', o.map,
+                            'tenure', CASE WHEN p_streams[o.stream_of] LIKE '@%' THEN 0 ELSE o.tenure END)
                         || CASE WHEN o.deleted THEN '{}' ELSE jsonb_build_object('data', o.payload) END ORDER BY o.place)
                     ELSE (array_agg(o.payload))[1] END AS payload
             FROM unnest(sequences, codes, reasons, limbo) AS b(sequence, code, reason, limbo)
@@ -634,11 +944,14 @@ END $$;
 --   p_in_group                   per operation: a member of a group; empty when none is
 --   p_log_seconds                per operation: 0 is always logged, n at most every n seconds a path, NULL never
 --
---   p_leases_required            only a map's holder writes it; otherwise everybody does, and at the map's last tenure
+--   p_followers, p_predecessor_incarnations, p_predecessors   what has to be settled before an operation, by its sequence,
+--                                in the order of those; an operation may be there several times
+--   p_leases_required            only a map's holder writes it, and only who has a player writes that; otherwise everybody
+--                                does, and at the last tenure
 --
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
 -- is refused; and last, for then other hosts' messages about the same maps have to wait: lock the streams, take their
--- numbers, keep apart what their host may not write, compare with the states and write them and the log.
+-- numbers, move players, set apart what their host may not write, compare with the states and write them and the log.
 --
 -- The result: `closed` (nothing was done), `waiting` (not settled, to be sent again), `refused_before` (was to be refused,
 -- but an earlier call had settled it), `told_*` (what this call or an earlier one rejected, or put into limbo, with the
@@ -649,18 +962,18 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_host uuid, p_incarnation bigint, p_gaps_max integer,
     p_batch int8multirange, p_refused int8multirange, p_withdrawn int8multirange,
     p_streams text[], p_stream_counts bigint[],
-    p_sequences bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
-    p_stream_of integer[], p_stream_back bigint[],
+    p_sequences bigint[], p_stream_of integer[], p_stream_back bigint[],
+    p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
     p_operation_ids uuid[], p_tenures bigint[], p_paths text[], p_data_types smallint[], p_keeps_every boolean[],
     p_log_seconds integer[], p_deleted boolean[], p_account_ids bigint[], p_maps text[], p_hub_edits_seen bigint[],
     p_made_at_ms bigint[], p_payloads jsonb[], p_in_group boolean[],
     p_refused_sequences bigint[], p_refused_ids uuid[], p_refused_paths text[], p_refused_types integer[],
     p_refused_codes integer[], p_refused_reasons text[], p_refused_payloads bytea[],
     p_conflict_code integer, p_conflict_reason text,
-    p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer,
+    p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
     OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[], OUT told_limbo boolean[],
-    OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[]
+    OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[], OUT decided_tenures bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     v_hub uuid;
@@ -671,6 +984,13 @@ DECLARE
     v_heads bigint[];
     v_conflicting bigint[] := '{}';
     v_tenures bigint[];
+    v_player_stream integer;
+    v_player_tenures bigint[] := '{}';
+    v_found record;
+    v_found_sequences bigint[] := '{}';
+    v_found_codes integer[];
+    v_found_reasons text[];
+    v_found_limbo boolean[];
     v_barred record;
 BEGIN
     received_at_ms := floor(extract(epoch FROM now()) * 1000);
@@ -708,18 +1028,18 @@ BEGIN
         IF cardinality(p_predecessors) > 0 AND NOT isempty(v_new) THEN
             v_after := v_settled + p_batch + p_refused + p_withdrawn;
             FOR v_operation IN
-                SELECT o.sequence, o.predecessor_incarnation, o.predecessor
-                    FROM unnest(p_sequences, p_predecessor_incarnations, p_predecessors) WITH ORDINALITY
-                        AS o(sequence, predecessor_incarnation, predecessor, ord)
-                    WHERE o.predecessor IS NOT NULL AND v_new @> o.sequence
-                    ORDER BY o.ord
+                SELECT f.sequence, f.predecessor_incarnation, f.predecessor
+                    FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors) WITH ORDINALITY
+                        AS f(sequence, predecessor_incarnation, predecessor, ord)
+                    WHERE v_new @> f.sequence
+                    ORDER BY f.ord
             LOOP
                 IF v_operation.predecessor_incarnation < p_incarnation THEN
                     CONTINUE WHEN p2p_sync.is_settled(p_host, v_operation.predecessor_incarnation, v_operation.predecessor);
                 ELSE
                     CONTINUE WHEN v_after @> v_operation.predecessor;
                 END IF;
-                -- Another member of its group waits already.
+                -- It waits already, for another that it follows.
                 CONTINUE WHEN NOT v_after @> v_operation.sequence;
                 v_after := v_after - int8multirange(int8range(v_operation.sequence, v_operation.sequence, '[]'));
                 waiting := waiting || v_operation.sequence;
@@ -774,7 +1094,7 @@ BEGIN
     SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;
 
     -- The right to write. Whoever changes an assignment has to lock its stream first, so that what is read here holds until
-    -- the commit. NULL for streams that no lease governs: of players (there presence will say who writes) and of hosts.
+    -- the commit. NULL for streams that no lease governs: of players, which have tenures of their own, and of hosts.
     SELECT array_agg(CASE WHEN s.stream LIKE '@%' THEN NULL
                 WHEN NOT p_leases_required THEN coalesce(a.tenure, 0)
                 WHEN a.host_id = p_host THEN a.tenure
@@ -786,9 +1106,66 @@ BEGIN
         SELECT FROM unnest(p_sequences, p_tenures, p_stream_of) AS o(sequence, tenure, stream_of)
             WHERE o.tenure <> v_tenures[o.stream_of] AND v_new @> o.sequence)
     THEN
-        SELECT * INTO v_barred FROM p2p_sync.keep_apart(p_host, p_incarnation, v_new, v_tenures, p_streams, p_sequences,
-            p_stream_of, p_operation_ids, p_tenures, p_paths, p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps,
-            p_made_at_ms, p_payloads, p_in_group, p_not_holder_code, p_stale_tenure_code);
+        SELECT * INTO v_found FROM p2p_sync.judge_maps(p_host, v_new, v_tenures, p_streams, p_sequences, p_stream_of, p_tenures,
+            p_not_holder_code, p_stale_tenure_code);
+        v_found_sequences := v_found.sequences;
+        v_found_codes := v_found.codes;
+        v_found_reasons := v_found.reasons;
+        v_found_limbo := v_found.limbo;
+    END IF;
+
+    -- Who comes and goes is moved first, so that all else can be judged by its position, at once. The players' stream is
+    -- locked: nobody else moves one meanwhile.
+    v_player_stream := array_position(p_streams, '@player');
+    IF v_player_stream IS NOT NULL AND NOT p_leases_required THEN
+        IF EXISTS (SELECT FROM p2p_sync.presence) THEN
+            SELECT array_agg(coalesce(p2p_sync.player_tenure(o.path), 0) ORDER BY o.place) INTO v_player_tenures
+                FROM unnest(p_paths) WITH ORDINALITY AS o(path, place);
+        END IF;
+    ELSIF v_player_stream IS NOT NULL THEN
+        SELECT * INTO v_found FROM p2p_sync.move_players(p_host, p_incarnation, v_new, p_followers, p_predecessor_incarnations,
+            p_predecessors, p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads, p_not_holder_code,
+            p_stale_tenure_code, p_not_here_code);
+        IF cardinality(v_found.early) > 0 THEN
+            v_after := '{}';
+            FOR v_operation IN
+                SELECT e.sequence, NULL::bigint AS predecessor FROM unnest(v_found.early) AS e(sequence)
+                UNION ALL
+                SELECT f.sequence, f.predecessor
+                    FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors)
+                        AS f(sequence, predecessor_incarnation, predecessor)
+                    WHERE f.predecessor_incarnation = p_incarnation AND v_new @> f.sequence
+                ORDER BY sequence
+            LOOP
+                CONTINUE WHEN NOT v_after @> v_operation.predecessor OR v_after @> v_operation.sequence;
+                v_after := v_after + int8multirange(int8range(v_operation.sequence, v_operation.sequence, '[]'));
+                waiting := waiting || v_operation.sequence;
+            END LOOP;
+            UPDATE p2p_sync.settled_sequences AS s SET settled = s.settled - v_after
+                WHERE s.host_id = p_host AND s.incarnation = p_incarnation;
+            v_new := v_new - v_after;
+            IF isempty(v_new) THEN
+                PERFORM p2p_sync.give_back(p_streams, p_stream_counts, p_stream_of, p_sequences, v_new);
+                RETURN;
+            END IF;
+        END IF;
+        v_found_sequences := v_found_sequences || v_found.sequences;
+        v_found_codes := v_found_codes || v_found.codes;
+        v_found_reasons := v_found_reasons || v_found.reasons;
+        v_found_limbo := v_found_limbo || v_found.limbo;
+        SELECT * INTO v_found FROM p2p_sync.judge_players(p_host, p_incarnation, v_new, v_player_stream, p_sequences,
+            p_stream_of, p_paths, p_stale_tenure_code, p_not_here_code);
+        v_player_tenures := v_found.tenures;
+        v_found_sequences := v_found_sequences || v_found.sequences;
+        v_found_codes := v_found_codes || v_found.codes;
+        v_found_reasons := v_found_reasons || v_found.reasons;
+        v_found_limbo := v_found_limbo || v_found.limbo;
+    END IF;
+
+    IF cardinality(v_found_sequences) > 0 THEN
+        SELECT * INTO v_barred FROM p2p_sync.set_apart(p_host, p_incarnation, v_new, v_found_sequences, v_found_codes,
+            v_found_reasons, v_found_limbo, p_streams, p_sequences, p_stream_of, p_operation_ids, p_tenures, p_paths,
+            p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps, p_made_at_ms, p_payloads, p_in_group);
         told_sequences := told_sequences || v_barred.sequences;
         told_codes := told_codes || v_barred.codes;
         told_reasons := told_reasons || v_barred.reasons;
@@ -823,7 +1200,8 @@ BEGIN
                             s.host_id <> p_host OR (p_incarnation, o.sequence) > (s.incarnation, s.sequence)), true) AS newer,
                         o.log_seconds = 0
                             OR coalesce(s.logged_at, '-infinity') <= now() - make_interval(secs => o.log_seconds) AS log_is_due
-                    FROM (SELECT given.*, greatest(made_under, v_tenures[stream_of]) AS tenure
+                    FROM (SELECT given.*, CASE WHEN v_tenures[stream_of] IS NULL THEN coalesce(v_player_tenures[place], 0)
+                            ELSE greatest(made_under, v_tenures[stream_of]) END AS tenure
                         FROM unnest(p_sequences, p_stream_of, p_stream_back, p_operation_ids, p_tenures, p_paths, p_data_types,
                             p_keeps_every, p_log_seconds, p_deleted, p_account_ids, p_maps, p_hub_edits_seen, p_made_at_ms,
                             p_payloads, p_in_group)
@@ -858,9 +1236,9 @@ BEGIN
                 FROM decided
                 WHERE NOT conflicts AND (log_seconds = 0 OR is_newest AND log_is_due)
     )
-    SELECT array_agg(place), array_agg(number),
+    SELECT array_agg(place), array_agg(number), array_agg(tenure),
             array_agg(CASE WHEN conflicts THEN 2 WHEN is_newest OR keeps_every THEN 0 ELSE 1 END::smallint)
-        INTO decided_rows, decided_numbers, decided_outcomes
+        INTO decided_rows, decided_numbers, decided_tenures, decided_outcomes
         FROM decided;
 
     IF 2 = ANY (decided_outcomes) THEN

@@ -131,6 +131,7 @@ impl Agent {
             policies,
             outbox.incarnation(),
             found.tails,
+            found.presences,
             config.queue_ops_max,
         );
         let mut pending = Pending::new(config.queue_ops_max, config.conflation);

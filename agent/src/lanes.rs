@@ -2,6 +2,7 @@
 
 mod chunks;
 mod group;
+mod presences;
 mod tails;
 
 use std::{
@@ -22,6 +23,7 @@ use p2p_sync_proto::{
     operation::OperationParts,
     path::Path,
     policy::{Keep, Place},
+    presence,
     v1::{OperationKind, SyncDataType},
 };
 use prost::bytes::Bytes;
@@ -34,6 +36,7 @@ use crate::{
 
 use chunks::Chunks;
 pub(crate) use group::check_group;
+pub(crate) use presences::{Presences, is_presence};
 use tails::Tails;
 
 /// Bytes of operations that may wait to be spooled.
@@ -113,6 +116,7 @@ struct Order {
     chunks: Chunks,
     /// The last unsettled operation of each path kept as `every`.
     tails: Tails,
+    presences: Presences,
     spool: Sender<Queued>,
     critical: Sender<Queued>,
     /// Who takes the critical lane out waits to be woken. Here, so that it is seen with what is queued.
@@ -136,6 +140,7 @@ pub(crate) struct Queued {
     every: bool,
     critical: bool,
     pub(crate) predecessor: Option<Position>,
+    presence: Option<Position>,
     group: Option<Arc<GroupOrder>>,
     /// Canonical bytes, in a chunk with those of others.
     pub(crate) bytes: Bytes,
@@ -155,6 +160,7 @@ impl Queued {
             every: self.every,
             critical: self.critical,
             predecessor: self.predecessor,
+            presence: self.presence,
             group: self.group,
             bytes: Bytes::copy_from_slice(&self.bytes),
             reserved_bytes: self.reserved_bytes,
@@ -169,6 +175,7 @@ impl Lanes {
         policies: Policies,
         incarnation: u64,
         tails: HashMap<String, Position>,
+        presences: Presences,
         queue_ops_max: usize,
     ) -> (Self, Exits) {
         let (spool, spool_exit) = crossbeam_channel::bounded(queue_ops_max + CRITICAL_ROOM_OPS);
@@ -181,6 +188,7 @@ impl Lanes {
             ids: IdSource::new(),
             chunks: Chunks::default(),
             tails: tails.into_iter().collect(),
+            presences,
             spool,
             critical,
             sender_parked: false,
@@ -258,7 +266,7 @@ impl Lanes {
     ) -> Result<Taken, Problem> {
         let policies = self.policies.load();
         let policy = policies.of(submission.data_type);
-        let path = Self::path(self.host_id, policy, submission)?;
+        let path = Self::path(self.host_id, policy, submission, false)?;
         let every = policy.keep == Keep::Every;
         let critical = policy.critical || submission.priority == Priority::Critical;
         if self.disk_full.load(Ordering::Relaxed) && every {
@@ -301,7 +309,12 @@ impl Lanes {
     }
 
     /// The path of an operation that can be taken under a policy; what else is wrong with it is refused here.
-    pub(crate) fn path(host_id: Uuid, policy: &Policy, submission: &Submission<'_>) -> Result<Path, Problem> {
+    pub(crate) fn path(
+        host_id: Uuid,
+        policy: &Policy,
+        submission: &Submission<'_>,
+        in_group: bool,
+    ) -> Result<Path, Problem> {
         let facts = match submission.payload {
             None => None,
             Some(payload) if payload.len() > policy.payload_bytes_max => {
@@ -319,7 +332,11 @@ impl Lanes {
             char_id: submission.char_id,
             entity: submission.entity,
         };
-        policy.path(&place, facts.as_ref())
+        let path = policy.path(&place, facts.as_ref())?;
+        if policy.data_type == SyncDataType::PlayerPresence {
+            presence::check(&path.parts(), submission.map, facts.as_ref(), in_group)?;
+        }
+        Ok(path)
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), Problem> {
@@ -342,6 +359,7 @@ impl Lanes {
         } else {
             None
         };
+        let presence = order.presence(new, position);
         order.next.sequence += 1;
         let taken = Taken {
             operation_id,
@@ -350,7 +368,7 @@ impl Lanes {
             made_at_ms: new.made_at_ms,
         };
         announce(&taken);
-        let parts = new.parts(operation_id, position, predecessor);
+        let parts = new.parts(operation_id, position, predecessor, presence);
         let bytes = order.chunks.write(parts.encoded_len(), |mut to| parts.encode(&mut to));
         let queued = Queued {
             position,
@@ -358,6 +376,7 @@ impl Lanes {
             every: new.every,
             critical: new.critical,
             predecessor,
+            presence,
             group: None,
             bytes,
             path: parts.path_range(),
@@ -376,7 +395,9 @@ impl Lanes {
 
     /// Notes that an operation kept as `every` is settled: later ones of its path need not wait for it.
     pub(crate) fn settled(&self, path: &str, position: Position) {
-        self.lock().tails.settled(path, position);
+        let mut order = self.lock();
+        order.tails.settled(path, position);
+        order.presences.settled(path, position);
     }
 
     /// Refuses everything from now on; what was taken is still spooled.
@@ -407,6 +428,15 @@ impl Order {
         Ok(())
     }
 
+    /// The coming or going of its player that a new operation follows; it may be one itself.
+    fn presence(&mut self, new: &New<'_>, position: Position) -> Option<Position> {
+        if new.submission.data_type == SyncDataType::PlayerPresence {
+            self.presences.replace(new.path, new.submission.account_id, position)
+        } else {
+            self.presences.before(new.path)
+        }
+    }
+
     /// There is room in both: only the lock's holder sends. A spooler that is gone is told of by `close`.
     fn queue(&mut self, queued: Queued, sent_while_spooled: bool) {
         if sent_while_spooled {
@@ -433,7 +463,13 @@ struct New<'a> {
 }
 
 impl New<'_> {
-    fn parts(&self, operation_id: Uuid, position: Position, predecessor: Option<Position>) -> OperationParts<'_> {
+    fn parts(
+        &self,
+        operation_id: Uuid,
+        position: Position,
+        predecessor: Option<Position>,
+        presence: Option<Position>,
+    ) -> OperationParts<'_> {
         let submission = self.submission;
         let on_its_map = self.path.split('/').next() == Some(submission.map);
         OperationParts {
@@ -450,6 +486,7 @@ impl New<'_> {
             map: if on_its_map { "" } else { submission.map },
             policy_version: self.policy_version,
             predecessor,
+            presence,
             made_at_ms: self.made_at_ms,
             payload: submission.payload.map(str::as_bytes),
         }

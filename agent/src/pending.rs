@@ -45,6 +45,8 @@ pub(crate) struct Entry {
     pub(crate) every: bool,
     pub(crate) critical: bool,
     pub(crate) predecessor: Option<Position>,
+    /// The last coming or going of its player.
+    pub(crate) presence: Option<Position>,
     pub(crate) group: Option<Arc<GroupOrder>>,
     /// Canonical bytes.
     pub(crate) bytes: Bytes,
@@ -57,7 +59,7 @@ impl Entry {
     /// What has to be settled before it.
     fn predecessors(&self) -> impl Iterator<Item = Position> {
         let of_group = self.group.as_deref().map_or(&[][..], |group| &group.predecessors);
-        self.predecessor.iter().chain(of_group).copied()
+        self.predecessor.iter().chain(&self.presence).chain(of_group).copied()
     }
 
     /// The paths in whose order it stands.

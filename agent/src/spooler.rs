@@ -383,6 +383,7 @@ fn entry_of(position: Position, record: Record) -> Option<Entry> {
         // What was left to the disk is late already: it goes by bulk, behind nothing critical.
         critical: false,
         predecessor: operation.predecessor.map(Into::into),
+        presence: operation.presence.map(Into::into),
         group,
         bytes: record.operation,
         reserved_bytes: 0,

@@ -16,6 +16,7 @@ pub mod message;
 pub mod operation;
 pub mod path;
 pub mod policy;
+pub mod presence;
 pub mod reject_code;
 pub mod settings;
 pub mod terminal;

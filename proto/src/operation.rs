@@ -29,6 +29,8 @@ pub struct OperationParts<'a> {
     pub policy_version: u32,
     /// The operation before this one on its path, where its order counts and that one was not settled.
     pub predecessor: Option<Position>,
+    /// The last coming or going of the player that it belongs to, where that was not settled.
+    pub presence: Option<Position>,
     /// The host's clock, milliseconds since 1970.
     pub made_at_ms: u64,
     /// JSON; `None` for a DELETE.
@@ -45,10 +47,13 @@ impl OperationParts<'_> {
         number(to, 5, self.account_id.into());
         text(to, 6, self.map);
         number(to, 7, self.policy_version.into());
-        if let Some(predecessor) = self.predecessor() {
+        if let Some(predecessor) = reference(self.predecessor) {
             numbers(to, 9, &predecessor);
         }
         number(to, 10, self.made_at_ms);
+        if let Some(presence) = reference(self.presence) {
+            numbers(to, 11, &presence);
+        }
         if let Some(payload) = self.payload {
             bytes(to, 16, payload);
         }
@@ -76,19 +81,21 @@ impl OperationParts<'_> {
             + prefixed_len(numbers_len(&self.version()))
             + texts.map(|text| 1 + prefixed_len(text.len())).sum::<usize>()
             + numbers_len(&scalars)
-            + self
-                .predecessor()
-                .map_or(0, |predecessor| 1 + prefixed_len(numbers_len(&predecessor)))
+            + [self.predecessor, self.presence]
+                .into_iter()
+                .filter_map(reference)
+                .map(|numbers| 1 + prefixed_len(numbers_len(&numbers)))
+                .sum::<usize>()
             + self.payload.map_or(0, |payload| 2 + prefixed_len(payload.len()))
     }
 
     fn version(&self) -> [u64; 3] {
         [self.tenure, self.position.incarnation, self.position.sequence]
     }
+}
 
-    fn predecessor(&self) -> Option<[u64; 2]> {
-        self.predecessor.map(|before| [before.incarnation, before.sequence])
-    }
+fn reference(before: Option<Position>) -> Option<[u64; 2]> {
+    before.map(|before| [before.incarnation, before.sequence])
 }
 
 fn prefixed_len(bytes: usize) -> usize {
@@ -147,6 +154,7 @@ mod tests {
             policy_version: parts.policy_version,
             hub_edit_seen: 0,
             predecessor: parts.predecessor.map(Into::into),
+            presence: parts.presence.map(Into::into),
             made_at_ms: parts.made_at_ms,
             payload: parts
                 .payload
@@ -179,6 +187,7 @@ mod tests {
                 map: text(&mut random, 3),
                 policy_version: short(any(&mut random)),
                 predecessor: random.bool().then(|| position(&mut random)),
+                presence: random.bool().then(|| position(&mut random)),
                 made_at_ms: any(&mut random),
                 payload: random.bool().then(|| text(&mut random, 40_000).as_bytes()),
             };

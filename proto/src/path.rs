@@ -18,6 +18,9 @@ pub const PLAYER_STREAM: &str = "@player";
 /// The stream that numbers the commits of what is the hosts' own.
 pub const HOST_STREAM: &str = "@host";
 
+/// Characters' ids are numbers that a database counts with.
+const CHAR_MAX: u64 = i64::MAX.unsigned_abs();
+
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope<'a> {
@@ -71,8 +74,10 @@ pub struct Parts<'a> {
 impl Path {
     /// Builds a path; refuses names and entities that are not valid in one (`BAD_MAP`, `BAD_PATH`).
     pub fn new(scope: Scope<'_>, data_type: SyncDataType, entity: Option<&str>) -> Result<Self, Problem> {
-        if let Scope::Map(map) = scope {
-            check_map(map)?;
+        match scope {
+            Scope::Map(map) => check_map(map)?,
+            Scope::Char(id) => check_char(id)?,
+            Scope::Account(_) | Scope::Host(_) => {}
         }
         if let Some(entity) = entity {
             check_entity(entity)?;
@@ -138,6 +143,13 @@ pub fn check_map(map: &str) -> Result<(), Problem> {
     ))
 }
 
+fn check_char(id: u64) -> Result<(), Problem> {
+    if id <= CHAR_MAX {
+        return Ok(());
+    }
+    Err(bad(format!("{id} is no character's id: the largest is {CHAR_MAX}")))
+}
+
 fn check_entity(entity: &str) -> Result<(), Problem> {
     let fits = (1..=ENTITY_BYTES_MAX).contains(&entity.len()) && !entity.chars().any(|c| c == '/' || c.is_control());
     if fits {
@@ -159,7 +171,11 @@ fn split(text: &str) -> Result<Parts<'_>, Problem> {
     let mut segments = text.split('/');
     let first = segments.next().unwrap_or_default();
     let scope = match first {
-        "@char" => Scope::Char(number(segments.next(), text)?),
+        "@char" => {
+            let id = number(segments.next(), text)?;
+            check_char(id)?;
+            Scope::Char(id)
+        }
         "@account" => Scope::Account(number(segments.next(), text)?),
         "@host" => Scope::Host(
             segments
@@ -288,6 +304,7 @@ mod tests {
             ("prontera/MAP_STATE/a\0b", Code::BadPath),
             ("@char/01/PLAYER_DATA", Code::BadPath),
             ("@char/+1/PLAYER_DATA", Code::BadPath),
+            ("@char/9223372036854775808/PLAYER_DATA", Code::BadPath),
             ("@account/4294967296/PLAYER_DATA", Code::BadPath),
             ("@host/00000000000000000000000000000007/HOST_METRICS", Code::BadPath),
             (long.as_str(), Code::BadPath),
@@ -295,5 +312,7 @@ mod tests {
         for (text, code) in cases {
             assert_eq!(Path::parse(text).expect_err(text).code, code, "{text:?}");
         }
+        let too_large = Path::new(Scope::Char(1 << 63), SyncDataType::PlayerData, None);
+        assert_eq!(too_large.expect_err("no bigint").code, Code::BadPath);
     }
 }

@@ -33,7 +33,7 @@ pub struct ValidOp {
     pub index: u32,
     /// As the host gave it.
     pub operation_id: Uuid,
-    /// The first field of its version; at most [`COUNTER_MAX`].
+    /// Of its map, as the host gave it; at most [`COUNTER_MAX`]. Of players and hosts the store knows better.
     pub tenure: u64,
     /// The rest of its version, unique per host; both fields at most [`COUNTER_MAX`].
     pub position: Position,
@@ -55,6 +55,8 @@ pub struct ValidOp {
     pub hub_edit_seen: u64,
     /// The operation before this one on its path, where that has to be settled first. Always before `position`.
     pub predecessor: Option<Position>,
+    /// The last coming or going of its player, where that has to be settled first. Always before `position`.
+    pub presence: Option<Position>,
     /// The host's clock, milliseconds since 1970: shown to people, compared with nothing. At most [`COUNTER_MAX`].
     pub made_at_ms: u64,
     /// JSON text that Postgres can hold; absent for a DELETE.
@@ -63,6 +65,13 @@ pub struct ValidOp {
     pub in_group: bool,
     /// Which character is where by it, for types whose movement is scored.
     pub step: Option<(u64, Step)>,
+}
+
+impl ValidOp {
+    /// What has to be settled before it.
+    pub fn follows(&self) -> impl Iterator<Item = Position> {
+        self.predecessor.into_iter().chain(self.presence)
+    }
 }
 
 /// An operation that validation refused. It is kept with its reason, and its position counts as settled.
@@ -113,7 +122,7 @@ pub enum Outcome {
     Rejected(Problem),
     /// It came under a tenure that has passed, and is kept apart.
     Limbo(Problem),
-    /// Its predecessor is not settled: send it again later. `NOT_YET_SETTLED` on the wire.
+    /// What it follows is not settled, or another host has its player: send it again later. `NOT_YET_SETTLED` on the wire.
     NotYet,
 }
 
@@ -135,7 +144,7 @@ impl Outcome {
             Self::NotYet => (
                 v1::OutcomeState::NotYet,
                 Code::NotYetSettled,
-                "an earlier operation of its path is not settled; it is sent again",
+                "an operation that it follows is not settled, or another host has the player still; it is sent again",
             ),
         };
         Some(v1::Outcome {

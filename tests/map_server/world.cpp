@@ -51,6 +51,10 @@ void World::start(Nanoseconds now) {
 	for (std::uint32_t at = 0; at < options_.players; ++at) {
 		players_[at] = {at % PLAYER_MAPS, random(MAP_CELLS), random(MAP_CELLS), HP_MAX, 0};
 		++users_[at % PLAYER_MAPS];
+		GameEvent came = event(Call::ENTER_MAP, SyncDataType::PLAYER_PRESENCE, maps_[players_[at].map], nullptr, R"({"n":%u})");
+		came.account_id = ACCOUNTS_FROM + at;
+		came.char_id = came.entity = CHARS_FROM + at;
+		happen(came);
 		timers_.add(now + nextStep(PLAYER_STEPS), TimerKind::PLAYER_WALK, at);
 	}
 	for (std::uint32_t at = 0; at < options_.monsters; ++at) {

@@ -1,5 +1,7 @@
 //! The recording of a real map server, as operations, with a synthetic share of the types it lacks.
 
+use std::collections::BTreeMap;
+
 use p2p_sync_agent::{Priority, Submission};
 use p2p_sync_proto::{Policies, policy::Place, v1::SyncDataType};
 use serde::Deserialize;
@@ -42,6 +44,16 @@ impl Happening {
             priority: Priority::ByType,
             notify: false,
         }
+    }
+
+    /// The character that comes to a map by it (true), or leaves it.
+    pub fn moves(&self) -> Option<(u64, bool)> {
+        if self.data_type != SyncDataType::PlayerPresence {
+            return None;
+        }
+        let facts = p2p_sync_proto::json::check(self.payload.as_deref()?).ok()?;
+        let char_id = facts.member("char_id")?.parse().ok()?;
+        Some((char_id, facts.member("event")? == "enter"))
     }
 
     /// Its path by the built-in policies. No type of the recording is a host's own.
@@ -119,36 +131,62 @@ fn happening(event: &Event<'_>) -> Happening {
 /// The recording with the types it lacks mixed in, the same each time.
 pub fn with_synthetic_share() -> Vec<Happening> {
     let mut all = Vec::new();
+    let mut players = BTreeMap::new();
     for (index, recorded) in recorded().into_iter().enumerate() {
-        let synthetic = (index % SYNTHETIC_EVERY == 0).then(|| synthetic(&recorded, index / SYNTHETIC_EVERY));
+        if let Some((char_id, is_there)) = recorded.moves() {
+            if is_there {
+                players.insert(char_id, (recorded.map.clone(), recorded.account_id));
+            } else {
+                players.remove(&char_id);
+            }
+        }
+        let synthetic = (index % SYNTHETIC_EVERY == 0).then(|| synthetic(&recorded, index / SYNTHETIC_EVERY, &players));
         all.push(recorded);
         all.extend(synthetic);
     }
     all
 }
 
-fn synthetic(beside: &Happening, number: usize) -> Happening {
-    let char_id = 150_000 + number % 150;
+/// Characters that are in the game, with their map and account.
+type Players = BTreeMap<u64, (String, u32)>;
+
+fn synthetic(beside: &Happening, number: usize, players: &Players) -> Happening {
     let put = |data_type, data: Value| Happening {
         data_type,
         entity: None,
         payload: Some(data.to_string()),
         ..beside.clone()
     };
-    match number % 5 {
-        0 => put(
+    let player = players.iter().nth(number % players.len().max(1));
+    let of_player = |data_type, char_id: u64, map: &str, account_id, mut data: Value| {
+        data["char_id"] = char_id.into();
+        Happening {
+            map: map.to_owned(),
+            account_id,
+            ..put(data_type, data)
+        }
+    };
+    match (number % 5, player) {
+        (0, Some((char_id, (map, account_id)))) => of_player(
             SyncDataType::PlayerData,
-            json!({"char_id": char_id, "base_level": 99, "job_level": 50, "zeny": 1_000 + number, "hp": 20_000}),
+            *char_id,
+            map,
+            *account_id,
+            json!({"base_level": 99, "job_level": 50, "zeny": 1_000 + number, "hp": 20_000}),
         ),
-        1 => put(
+        (1, Some((char_id, (map, account_id)))) => of_player(
             SyncDataType::QuestProgress,
-            json!({"char_id": char_id, "quest_id": 1000 + number % 7, "state": number % 3, "counts": [number % 10]}),
+            *char_id,
+            map,
+            *account_id,
+            json!({"quest_id": 1000 + number % 7, "state": number % 3, "counts": [number % 10]}),
         ),
-        2 => put(
+        // Also while nobody is in the game.
+        (0..=2, _) => put(
             SyncDataType::CriticalGameState,
             json!({"event": "mvp", "mob_id": 1086, "number": number}),
         ),
-        3 => put(
+        (3, _) => put(
             SyncDataType::ItemDrop,
             json!({"drop_id": number / 5, "item_id": 501, "amount": 1, "x": 10, "y": 20}),
         ),

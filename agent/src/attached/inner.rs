@@ -127,7 +127,7 @@ impl Inner {
         let policies = self.policies.load();
         let policy = policies.of(submission.data_type);
         // The agent makes the path, under its own policies and for its own host; here it is only tried.
-        Lanes::path(Uuid::nil(), policy, submission)?;
+        Lanes::path(Uuid::nil(), policy, submission, false)?;
         let critical = submission.priority == Priority::Critical || policy.critical;
         let (operation_id, made_at_ms) = (ids::new_id(), now_ms());
         let line = attach_lines::put(submission, operation_id, made_at_ms, urgent);

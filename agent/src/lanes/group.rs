@@ -38,7 +38,8 @@ fn group_paths(host_id: Uuid, policies: &Policies, members: &[Submission<'_>]) -
     let paths: Vec<Path> = (0..)
         .zip(members)
         .map(|(at, member)| {
-            Lanes::path(host_id, policies.of(member.data_type), member).map_err(|problem| refused_member(at, problem))
+            Lanes::path(host_id, policies.of(member.data_type), member, true)
+                .map_err(|problem| refused_member(at, problem))
         })
         .collect::<Result<_, _>>()?;
     check_distinct(paths.iter().map(Path::as_str))?;
@@ -77,8 +78,10 @@ fn new_members<'a>(
             made_at_ms,
         })
         .collect();
-    let largest =
-        |member: &New<'_>| MEMBER_FRAME_BYTES + member.parts(Uuid::nil(), LARGEST, Some(LARGEST)).encoded_len();
+    let largest = |member: &New<'_>| {
+        let parts = member.parts(Uuid::nil(), LARGEST, Some(LARGEST), Some(LARGEST));
+        MEMBER_FRAME_BYTES + parts.encoded_len()
+    };
     check_bytes(FRAME_BYTES + new.iter().map(largest).sum::<usize>())?;
     Ok(new)
 }
@@ -145,8 +148,9 @@ impl Lanes {
         let mut encoded = Vec::with_capacity(members.len());
         for member in members {
             let predecessor = order.tails.replace(member.path, position);
-            predecessors.extend(predecessor);
-            let parts = member.parts(operation_id, position, predecessor);
+            let presence = order.presence(member, position);
+            predecessors.extend(predecessor.into_iter().chain(presence));
+            let parts = member.parts(operation_id, position, predecessor, presence);
             let mut bytes = BytesMut::with_capacity(parts.encoded_len());
             parts.encode(&mut bytes);
             encoded.push(bytes.freeze());
@@ -165,6 +169,7 @@ impl Lanes {
             every: true,
             critical,
             predecessor: None,
+            presence: None,
             group: Some(Arc::new(GroupOrder {
                 paths: members.iter().map(|member| member.path.to_owned()).collect(),
                 predecessors,

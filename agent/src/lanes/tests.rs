@@ -5,7 +5,15 @@ use super::*;
 use crate::local_api::LINE_BYTES_MAX;
 
 fn lanes(queue_ops_max: usize) -> (Lanes, Exits) {
-    Lanes::new(Uuid::nil(), Policies::builtin(), 7, HashMap::new(), queue_ops_max)
+    let policies = Policies::builtin();
+    Lanes::new(
+        Uuid::nil(),
+        policies,
+        7,
+        HashMap::new(),
+        Presences::default(),
+        queue_ops_max,
+    )
 }
 
 fn chat<'a>() -> Submission<'a> {
@@ -207,4 +215,139 @@ fn invariant_12_every_operation_that_is_taken_fits_a_message_and_a_line() {
         taken > 20 && refused > 20,
         "seed {seed}: {taken} taken, {refused} refused"
     );
+}
+
+fn presence(event: &str, char_id: u64, account_id: u32) -> Submission<'_> {
+    Submission {
+        data_type: SyncDataType::PlayerPresence,
+        account_id,
+        char_id: Some(char_id),
+        payload: Some(if event == "enter" {
+            r#"{"event":"enter"}"#
+        } else {
+            r#"{"event":"leave"}"#
+        }),
+        ..chat()
+    }
+}
+
+fn data(char_id: u64) -> Submission<'static> {
+    Submission {
+        data_type: SyncDataType::PlayerData,
+        char_id: Some(char_id),
+        payload: Some("{}"),
+        ..chat()
+    }
+}
+
+/// What an operation names, as it is sent.
+fn named(lanes: &Lanes, exits: &Exits, submission: &Submission<'_>) -> (Position, [Option<u64>; 2]) {
+    let position = lanes.take(submission, |_| ()).expect("taken").position;
+    let queued = exits.spool.try_recv().expect("queued");
+    let sent = Operation::decode(queued.bytes.clone()).expect("canonical");
+    let entry = queued.into_entry();
+    let follows = [entry.predecessor, entry.presence];
+    assert_eq!(
+        [sent.predecessor, sent.presence].map(|before| before.map(Position::from)),
+        follows
+    );
+    (position, follows.map(|before| before.map(|before| before.sequence)))
+}
+
+#[test]
+fn what_is_made_of_a_player_names_its_last_coming_or_going_until_that_is_settled() {
+    const PATH: &str = "@char/7/PLAYER_PRESENCE";
+    let (lanes, exits) = lanes(64);
+    let named = |submission: &Submission<'_>| named(&lanes, &exits, submission);
+    assert_eq!(named(&data(7)).1, [None, None], "nothing is known of it");
+    let (entered, follows) = named(&presence("enter", 7, 9));
+    assert_eq!(follows, [None, None]);
+    let second = Some(entered.sequence);
+    assert_eq!(named(&data(7)).1, [None, second]);
+    assert_eq!(named(&data(8)).1, [None, None], "another character");
+    assert_eq!(named(&chat()).1, [None, None], "a map's");
+    let (left, follows) = named(&presence("leave", 7, 9));
+    assert_eq!(follows, [second, None], "it is its path's already");
+    // The account's next character, and what a settled one leaves.
+    let (other, follows) = named(&presence("enter", 8, 9));
+    assert_eq!(follows, [None, Some(left.sequence)]);
+    lanes.settled(PATH, entered);
+    assert_eq!(
+        named(&data(7)).1,
+        [None, Some(left.sequence)],
+        "a newer one is not settled"
+    );
+    lanes.settled(PATH, left);
+    assert_eq!(named(&data(7)).1, [None, None]);
+    assert_eq!(named(&data(8)).1, [None, Some(other.sequence)]);
+    lanes.settled("@char/8/PLAYER_PRESENCE", other);
+    assert_eq!(
+        named(&presence("enter", 7, 9)).1,
+        [None, None],
+        "nothing is left of the account"
+    );
+}
+
+#[test]
+fn what_is_an_accounts_follows_whichever_of_its_characters_came_last() {
+    let mut policies = Policies::builtin();
+    let quest = policies.of(SyncDataType::QuestProgress).clone();
+    policies = Policies::new(
+        1,
+        [Policy {
+            owner: p2p_sync_proto::policy::Owner::Account,
+            owner_key: None,
+            ..quest
+        }],
+    );
+    let mut presences = Presences::default();
+    let entered = Position {
+        incarnation: 6,
+        sequence: 4,
+    };
+    // As found in the outbox of an earlier start.
+    presences.replace("@char/7/PLAYER_PRESENCE", 9, entered);
+    let (lanes, exits) = Lanes::new(Uuid::nil(), policies, 7, HashMap::new(), presences, 64);
+    let quest = Submission {
+        data_type: SyncDataType::QuestProgress,
+        account_id: 9,
+        payload: Some(r#"{"quest_id":1}"#),
+        ..chat()
+    };
+    assert_eq!(named(&lanes, &exits, &quest).1, [None, Some(4)]);
+    let group = [quest.clone(), data(7), chat()];
+    lanes.take_group(&group, |_| ()).expect("taken");
+    let entry = exits.spool.try_recv().expect("queued").into_entry();
+    let order = entry.group.expect("a group");
+    assert_eq!(order.predecessors, [entered, entered]);
+    let sent = Operation::decode(entry.bytes).expect("canonical");
+    let again = GroupOrder::of(&sent).expect("a group");
+    assert_eq!(again.predecessors, order.predecessors, "read back from disk");
+}
+
+#[test]
+fn a_player_comes_and_goes_by_an_operation_of_its_own() {
+    let (lanes, _exits) = lanes(16);
+    let enter = presence("enter", 7, 9);
+    let deleted = Submission {
+        payload: None,
+        ..enter.clone()
+    };
+    let nowhere = Submission {
+        map: "",
+        ..enter.clone()
+    };
+    let unclear = Submission {
+        payload: Some("{}"),
+        ..enter.clone()
+    };
+    for (submission, code) in [
+        (deleted, Code::BadOperation),
+        (nowhere, Code::BadMap),
+        (unclear, Code::SchemaViolation),
+    ] {
+        assert_eq!(lanes.take(&submission, |_| ()).expect_err("refused").code, code);
+    }
+    let refused = lanes.take_group(&[chat(), enter], |_| ()).expect_err("in a group");
+    assert_eq!(refused.code, Code::BadOperation);
 }

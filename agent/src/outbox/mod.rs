@@ -22,7 +22,10 @@ use prost::{Message, bytes::Bytes};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use uuid::Uuid;
 
-use crate::pending::GroupOrder;
+use crate::{
+    lanes::{Presences, is_presence},
+    pending::GroupOrder,
+};
 
 mod commit;
 mod file;
@@ -117,6 +120,7 @@ pub(crate) struct Found {
     pub(crate) last: Option<Position>,
     /// The last unsettled operation of each path kept as `every`.
     pub(crate) tails: HashMap<String, Position>,
+    pub(crate) presences: Presences,
     pub(crate) withdrawn: Vec<SequenceRange>,
     pub(crate) policies: Option<Policies>,
     /// Of [`Change::Leases`].
@@ -249,6 +253,10 @@ impl Outbox {
                     let paths = group.paths.iter().cloned();
                     found.tails.extend(paths.map(|path| (path, position)));
                 } else if record.every {
+                    if is_presence(&operation.path) {
+                        let account_id = operation.account_id;
+                        found.presences.replace(&operation.path, account_id, position);
+                    }
                     found.tails.insert(operation.path, position);
                 }
             }

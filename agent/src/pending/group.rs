@@ -8,7 +8,8 @@ use p2p_sync_proto::{
 };
 use prost::Message as _;
 
-/// The paths that a group writes, whatever their types are kept as, and the unsettled operations before it on these.
+/// The paths that a group writes, whatever their types are kept as, and the unsettled operations before it on these, the
+/// comings and goings of their players among them.
 #[derive(Debug)]
 pub(crate) struct GroupOrder {
     pub(crate) paths: Vec<String>,
@@ -26,11 +27,16 @@ impl GroupOrder {
             .iter()
             .filter_map(|bytes| Operation::decode(bytes.clone()).ok());
         let (paths, predecessors): (Vec<_>, Vec<_>) = members
-            .map(|member| (member.path, member.predecessor.map(Position::from)))
+            .map(|member| (member.path, [member.predecessor, member.presence]))
             .unzip();
         Some(Arc::new(Self {
             paths,
-            predecessors: predecessors.into_iter().flatten().collect(),
+            predecessors: predecessors
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(Position::from)
+                .collect(),
         }))
     }
 }

@@ -13,6 +13,7 @@ fn entry(sequence: u64, path: &str) -> Entry {
         every: false,
         critical: false,
         predecessor: None,
+        presence: None,
         group: None,
         bytes: Bytes::from_static(b"0123456789"),
         reserved_bytes: 0,

@@ -95,7 +95,7 @@ fn print(assignment: &Assignment) {
     }
 }
 
-fn ago(then: SystemTime) -> String {
+pub(super) fn ago(then: SystemTime) -> String {
     let seconds = then.elapsed().unwrap_or_default().as_secs();
     match seconds {
         0..120 => format!("{seconds} s ago"),

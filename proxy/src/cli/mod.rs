@@ -5,6 +5,7 @@ mod hosts;
 mod keys;
 mod limbo;
 mod maps;
+mod players;
 mod schema;
 mod serve;
 
@@ -59,7 +60,10 @@ enum Command {
     /// Who writes which map.
     #[command(subcommand)]
     Maps(maps::Maps),
-    /// What came after the right to write its map had passed on.
+    /// Which machine has which player.
+    #[command(subcommand)]
+    Players(players::Players),
+    /// What came after the right to write its map, or its player, had passed on.
     #[command(subcommand)]
     Limbo(limbo::Limbo),
     /// The tables.
@@ -103,6 +107,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Keys(keys) => keys::run(&keys, &common),
         Command::Hosts(hosts) => hosts::run(&hosts, &common).await,
         Command::Maps(maps) => maps::run(&maps, &common).await,
+        Command::Players(players) => players::run(&players, &common).await,
         Command::Limbo(limbo) => limbo::run(&limbo, &common).await,
         Command::Schema(schema) => schema::run(&schema, &common).await,
     };

@@ -19,8 +19,8 @@ use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
 
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
-    $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25::text[]::jsonb[], \
-    $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38)";
+    $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, \
+    $26::text[]::jsonb[], $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40)";
 
 const CONFLICT: &str = "the operator edited this state, and the writer had not seen that: read the path again, then write what is still meant";
 const TOO_OLD: &str = "the operation comes from an outbox that was closed long ago, and newer state may have been deleted since: it is refused";
@@ -33,10 +33,11 @@ pub(super) struct Arguments<'a> {
     streams: Vec<&'a str>,
     stream_counts: Vec<i64>,
     sequences: Vec<i64>,
-    predecessor_incarnations: Vec<Option<i64>>,
-    predecessors: Vec<Option<i64>>,
     stream_of: Vec<i32>,
     stream_back: Vec<i64>,
+    followers: Vec<i64>,
+    predecessor_incarnations: Vec<i64>,
+    predecessors: Vec<i64>,
     operation_ids: Vec<Uuid>,
     tenures: Vec<i64>,
     paths: Vec<&'a str>,
@@ -65,13 +66,10 @@ impl<'a> Arguments<'a> {
         let given: Vec<&str> = ops.iter().map(|op| op.path.parts().scope.stream()).collect();
         let (streams, stream_counts, stream_of, stream_back) = number(&given);
         let has_groups = ops.iter().any(|op| op.in_group);
-        let waits = ops.iter().any(|op| op.predecessor.is_some());
-        let predecessors = |field: fn(Position) -> u64| {
-            ops.iter()
-                .filter(|_| waits)
-                .map(|op| op.predecessor.map(|before| signed(field(before))))
-                .collect()
-        };
+        let following: Vec<(u64, Position)> = ops
+            .iter()
+            .flat_map(|op| op.follows().map(|before| (op.position.sequence, before)))
+            .collect();
         Self {
             host_id,
             incarnation: signed(part.incarnation),
@@ -83,10 +81,11 @@ impl<'a> Arguments<'a> {
             streams,
             stream_counts,
             sequences: ops.iter().map(|op| signed(op.position.sequence)).collect(),
-            predecessor_incarnations: predecessors(|before| before.incarnation),
-            predecessors: predecessors(|before| before.sequence),
             stream_of,
             stream_back,
+            followers: following.iter().map(|(sequence, _)| signed(*sequence)).collect(),
+            predecessor_incarnations: following.iter().map(|(_, before)| signed(before.incarnation)).collect(),
+            predecessors: following.iter().map(|(_, before)| signed(before.sequence)).collect(),
             operation_ids: ops.iter().map(|op| op.operation_id).collect(),
             tenures: ops.iter().map(|op| signed(op.tenure)).collect(),
             paths: ops.iter().map(|op| op.path.as_str()).collect(),
@@ -116,17 +115,18 @@ impl<'a> Arguments<'a> {
         let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
         let [batch, refused, withdrawn] = &self.sets;
         #[rustfmt::skip]
-        let values: [&(dyn ToSql + Sync); 38] = [
+        let values: [&(dyn ToSql + Sync); 40] = [
             &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
             &self.streams, &self.stream_counts,
-            &self.sequences, &self.predecessor_incarnations, &self.predecessors, &self.stream_of, &self.stream_back,
+            &self.sequences, &self.stream_of, &self.stream_back,
+            &self.followers, &self.predecessor_incarnations, &self.predecessors,
             &self.operation_ids, &self.tenures, &self.paths, &self.data_types, &self.keeps_every,
             &self.log_seconds, &self.deleted, &self.account_ids, &self.maps, &self.hub_edits_seen,
             &self.made_at_ms, &self.payloads, &self.in_group,
             &self.refused_sequences, &self.refused_ids, &self.refused_paths, &self.refused_types,
             &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
             &(Code::Conflict as i32), &CONFLICT,
-            &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32),
+            &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32), &(Code::PlayerNotHere as i32),
         ];
         let row = client.query_one(&statement, &values).await?;
         Ok(Answer {
@@ -143,11 +143,20 @@ impl<'a> Arguments<'a> {
             refused_before: list(&row, "refused_before"),
             decided: list(&row, "decided_rows")
                 .into_iter()
+                .zip(list(&row, "decided_outcomes"))
                 .zip(
-                    list(&row, "decided_outcomes")
+                    list(&row, "decided_numbers")
                         .into_iter()
-                        .zip(list(&row, "decided_numbers")),
+                        .zip(list(&row, "decided_tenures")),
                 )
+                .map(|((place, outcome), (number, tenure))| {
+                    let decided = Decided {
+                        outcome,
+                        number,
+                        tenure,
+                    };
+                    (place, decided)
+                })
                 .collect(),
         })
     }
@@ -167,8 +176,18 @@ pub(super) struct Answer {
     told: HashMap<i64, Told>,
     /// Of the sequences to be refused, those that were settled before.
     refused_before: Vec<i64>,
-    /// Outcome and number by the operation's place in the call, from 1.
-    decided: HashMap<i64, (i16, i64)>,
+    /// By the operation's place in the call, from 1.
+    decided: HashMap<i64, Decided>,
+}
+
+/// What was written of an operation.
+#[derive(Clone, Copy)]
+struct Decided {
+    outcome: i16,
+    /// In its stream.
+    number: i64,
+    /// Under which it counts, whatever its host said.
+    tenure: i64,
 }
 
 /// What was rejected or put into limbo, by this call or an earlier one.
@@ -188,7 +207,8 @@ impl Answer {
                 stream_sequence: stream_sequence @ 1..,
             } = outcome
             {
-                committed.changes.push(self.change(valid, op, stream_sequence));
+                let tenure = self.decided.get(&row).map_or(0, |decided| unsigned(decided.tenure));
+                committed.changes.push(self.change(valid, op, stream_sequence, tenure));
             }
             match committed.outcomes.last_mut() {
                 // One outcome for all members of a group: it applied if any of them became the newest of its path.
@@ -216,10 +236,10 @@ impl Answer {
         if self.closed {
             return Outcome::Rejected(Problem::new(Code::OutboxTooOld, TOO_OLD));
         }
-        if let Some((outcome, number)) = row.and_then(|row| self.decided.get(&row)) {
-            return match outcome {
+        if let Some(decided) = row.and_then(|row| self.decided.get(&row)) {
+            return match decided.outcome {
                 0 => Outcome::Applied {
-                    stream_sequence: unsigned(*number),
+                    stream_sequence: unsigned(decided.number),
                 },
                 1 => Outcome::Superseded,
                 _ => Outcome::Rejected(Problem::new(Code::Conflict, CONFLICT)),
@@ -235,13 +255,13 @@ impl Answer {
         }
     }
 
-    fn change(&self, valid: &Valid, op: &ValidOp, stream_sequence: u64) -> Change {
+    fn change(&self, valid: &Valid, op: &ValidOp, stream_sequence: u64, tenure: u64) -> Change {
         Change {
             path: op.path.clone(),
             stream: op.path.parts().scope.stream().to_owned(),
             stream_sequence,
             host_id: valid.host_id,
-            tenure: op.tenure,
+            tenure,
             position: op.position,
             data_type: op.data_type,
             keep: op.keep,

@@ -11,7 +11,7 @@ use super::{Store, unsigned};
 const LISTED_MAX: i64 = 1000;
 /// What the host is told of an operation that was discarded, if it asks.
 const DISCARDED: &str =
-    "it came after the right to write its map had passed on, and the hub's operator decided against it";
+    "it came after the right to write its map, or its player, had passed on, and the hub's operator decided against it";
 
 /// An operation, or a group, that waits for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -37,6 +37,11 @@ const PURGE_REJECTED: &str = "DELETE FROM p2p_sync.rejected_operations AS r \
 const PURGE_VERDICTS: &str =
     "DELETE FROM p2p_sync.security_validations WHERE received_at < now() - make_interval(days => $1)";
 
+/// A bounded number at a time: writers of players meet each row that is deleted. What they hold waits for the next run.
+const PURGE_PLAYER_TENURES: &str = "DELETE FROM p2p_sync.player_tenures WHERE ctid = ANY (ARRAY( \
+    SELECT ctid FROM p2p_sync.player_tenures WHERE ended_at < now() - make_interval(days => $1) \
+    LIMIT 10000 FOR UPDATE SKIP LOCKED))";
+
 /// What maintenance did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Maintained {
@@ -50,6 +55,8 @@ pub struct Maintained {
     pub rejections_purged: u64,
     /// What was found against hosts, as old as the log.
     pub verdicts_purged: u64,
+    /// Who had which player so long ago that nothing of it is taken any more.
+    pub player_tenures_purged: u64,
 }
 
 impl Store {
@@ -71,6 +78,7 @@ impl Store {
                 tombstones_purged: client.execute(PURGE_TOMBSTONES, &[&tombstone_days]).await?,
                 rejections_purged: client.execute(PURGE_REJECTED, &[&tombstone_days]).await?,
                 verdicts_purged: client.execute(PURGE_VERDICTS, &[&log_days]).await?,
+                player_tenures_purged: client.execute(PURGE_PLAYER_TENURES, &[&tombstone_days]).await?,
             })
         };
         let done = done.await.map_err(|error| unavailable(&error))?;

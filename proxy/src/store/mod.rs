@@ -2,7 +2,7 @@
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
 //! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
-//! `limbo` keeps what came too late for it, `verdicts` what was found against hosts, `schema` and `maintain` keep the tables,
+//! `players` who has which player, `limbo` keeps what came too late for it, `verdicts` what was found against hosts, `schema` and `maintain` keep the tables,
 //! and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
@@ -14,6 +14,7 @@ mod hosts;
 mod leases;
 mod limbo;
 mod maintain;
+mod players;
 mod pools;
 mod read;
 pub mod schema;
@@ -31,6 +32,7 @@ pub use hosts::{Claim, HostRow, HostStatus};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
 pub use limbo::LimboRow;
 pub use maintain::Maintained;
+pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;
 pub use read::StateRow;
 pub use verdicts::{VerdictRow, VerdictSum};

@@ -62,9 +62,6 @@ impl Check<'_> {
         if member.operation_id != group.operation_id || member.version.as_ref().map(Position::from) != Some(position) {
             return Err(bad("a member has the id and the position of its group"));
         }
-        Ok(ValidOp {
-            in_group: true,
-            ..self.content(index, &member, position)?
-        })
+        self.content(index, &member, position, true)
     }
 }

@@ -18,6 +18,7 @@ use p2p_sync_proto::{
     limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
     path::check_map,
     policy::Owner,
+    presence,
     v1::{self, OperationKind, operation::Payload},
 };
 use prost::{Message, bytes::Bytes};
@@ -147,7 +148,7 @@ impl Check<'_> {
         } else if op.kind() == OperationKind::Group {
             self.group(index, &op, position, ops)
         } else {
-            self.content(index, &op, position).map(|op| ops.push(op))
+            self.content(index, &op, position, false).map(|op| ops.push(op))
         };
         checked.map_err(|problem| refused(Some(position), problem))
     }
@@ -186,7 +187,7 @@ impl Check<'_> {
         Ok(position)
     }
 
-    fn content(&self, index: u32, op: &v1::Operation, position: Position) -> Result<ValidOp, Problem> {
+    fn content(&self, index: u32, op: &v1::Operation, position: Position, in_group: bool) -> Result<ValidOp, Problem> {
         let operation_id = read_id(&op.operation_id).ok_or_else(|| bad("the operation id has 16 bytes"))?;
         let deleted = match op.kind() {
             OperationKind::Put => false,
@@ -207,6 +208,7 @@ impl Check<'_> {
             _ => check_map(&op.map).map(|()| op.map.as_str())?,
         };
         let payload = self.payload(op.payload.as_ref(), deleted, policy)?;
+        presence::check(&parts, map, payload.as_ref().map(|(_, facts)| facts), in_group)?;
         let step = self.rules.step(&parts, payload.as_ref().map(|(_, facts)| facts));
         let payload = payload.map(|(text, _)| text);
         Ok(ValidOp {
@@ -222,9 +224,10 @@ impl Check<'_> {
             map: map.to_owned(),
             hub_edit_seen: op.hub_edit_seen,
             predecessor: op.predecessor.map(Position::from),
+            presence: op.presence.map(Position::from),
             made_at_ms: op.made_at_ms,
             payload: payload.map(str::to_owned),
-            in_group: false,
+            in_group,
             step,
             path,
         })
@@ -320,12 +323,13 @@ fn check_counters(op: &v1::Operation, position: Position) -> Result<(), Problem>
             return Err(bad(&format!("the {name}'s number is larger than the hub counts")));
         }
     }
-    match op.predecessor.map(Position::from) {
-        Some(before) if before >= position || !(1..=COUNTER_MAX).contains(&before.sequence) => {
-            Err(bad("the predecessor does not come before the operation"))
+    let follows = op.predecessor.iter().chain(&op.presence);
+    for before in follows.map(|reference| Position::from(*reference)) {
+        if before >= position || !(1..=COUNTER_MAX).contains(&before.sequence) {
+            return Err(bad("what it follows does not come before the operation"));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// A lease is of a map; of which tenure it may be is known where it is stored.

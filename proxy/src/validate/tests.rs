@@ -164,6 +164,50 @@ fn each_malformed_operation_is_refused_with_its_code_and_settles() {
         (before(INCARNATION, 5), Code::BadOperation),
         (before(INCARNATION, 0), Code::BadOperation),
         (before(INCARNATION + 1, 1), Code::BadOperation),
+        (
+            v1::Operation {
+                presence: Some(OperationRef {
+                    incarnation: INCARNATION,
+                    sequence: 5,
+                }),
+                ..put()
+            },
+            Code::BadOperation,
+        ),
+    ]);
+}
+
+#[test]
+fn a_players_coming_and_going_is_refused_where_nobody_could_be_moved_by_it() {
+    let presence = |payload: &str| v1::Operation {
+        path: "@char/7/PLAYER_PRESENCE".to_owned(),
+        map: "prontera".to_owned(),
+        ..with_payload(payload)
+    };
+    let enter = || presence(r#"{"event":"enter","char_id":7}"#);
+    let rules = Rules::builtin();
+    let op = check(&rules, &enter()).expect("valid");
+    assert_eq!(
+        (op.map.as_str(), op.keep),
+        ("prontera", p2p_sync_proto::policy::Keep::Every)
+    );
+    let nowhere = |event: &str| v1::Operation {
+        map: String::new(),
+        ..presence(&format!("{{\"event\":\"{event}\"}}"))
+    };
+    check(&rules, &nowhere("leave")).expect("valid");
+    let deleted = v1::Operation {
+        kind: OperationKind::Delete.into(),
+        payload: None,
+        ..enter()
+    };
+    assert_refused_and_settled([
+        (nowhere("enter"), Code::BadMap),
+        (presence("{}"), Code::SchemaViolation),
+        (presence(r#"{"event":"warp"}"#), Code::SchemaViolation),
+        (deleted, Code::BadOperation),
+        (with_path("@char/9223372036854775808/PLAYER_DATA"), Code::BadPath),
+        (group_of(&[enter()]), Code::BadOperation),
     ]);
 }
 

@@ -72,6 +72,7 @@ fn what_an_honest_host_may_run_into_is_no_forgery() {
         Code::SchemaViolation,
         Code::Repolicy,
         Code::Conflict,
+        Code::PlayerNotHere,
         Code::StoreRefused,
         Code::TooLarge,
         Code::UnknownType,

@@ -45,6 +45,7 @@ pub(super) fn replay(agents: &mut [Agent], happenings: &[Happening], speed: f64)
             show.draw(agents, tag);
         }
         if tag == kill_at {
+            await_players(&agents[0], &sent, happenings);
             show.say("demo: killing the agent of host 1 (SIGKILL)");
             agents[0].kill();
             std::thread::sleep(DEAD);
@@ -60,6 +61,25 @@ pub(super) fn replay(agents: &mut [Agent], happenings: &[Happening], speed: f64)
     }
     show.finish(agents, happenings.len());
     sent
+}
+
+/// Until it is on the host's disk who came and went: what is lost of that is for the operator to mend (`players release`),
+/// and not what is shown here.
+fn await_players(agent: &Agent, sent: &Sent, happenings: &[Happening]) {
+    let is_safe = || {
+        let ledger = agent.ledger();
+        let of_host = (0..)
+            .zip(sent.by.iter().zip(happenings))
+            .filter(|(_, (by, one))| **by == Some(0) && one.moves().is_some());
+        of_host.into_iter().all(|(tag, _): (u64, _)| {
+            let said = ledger.ids.get(&tag).and_then(|id| ledger.said.get(id));
+            said.is_some_and(|said| said.spooled || said.state == "APPLIED")
+        })
+    };
+    let began = Instant::now();
+    while !is_safe() && began.elapsed() < PRINT {
+        std::thread::sleep(DEAD / 10);
+    }
 }
 
 /// A bar and a line per lane.

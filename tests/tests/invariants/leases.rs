@@ -151,7 +151,7 @@ fn invariant_04_an_agent_that_starts_without_its_hub_writes_under_the_tenure_it_
     world.hub.start();
     assert_eq!(agent.wait(id, Some(PATIENCE)).state, OperationState::Applied);
     until("it holds it again", || agent.lease("prontera") == LeaseState::Held);
-    // A map that it never was given is another matter, and so is a player.
+    // A map that it never was given is another matter, and so is a player who is not on its maps.
     let foreign = settled(
         &agent,
         &Submission {
@@ -165,6 +165,13 @@ fn invariant_04_an_agent_that_starts_without_its_hub_writes_under_the_tenure_it_
         map: "geffen",
         ..chat("{\"char_id\":7,\"level\":9}")
     };
+    let stranger = settled(&agent, &player);
+    assert_eq!(stranger.problem.map(|problem| problem.code), Some(Code::PlayerNotHere));
+    let enter = Submission {
+        data_type: SyncDataType::PlayerPresence,
+        ..chat("{\"char_id\":7,\"event\":\"enter\"}")
+    };
+    agent.submit(&enter).expect("taken");
     assert_eq!(settled(&agent, &player).state, OperationState::Applied);
 }
 

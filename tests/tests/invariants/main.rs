@@ -11,6 +11,7 @@ mod full;
 mod groups;
 mod leases;
 mod order;
+mod presence;
 mod repetition;
 mod secrecy;
 mod timing;

@@ -105,6 +105,7 @@ pub(crate) fn put(path: &str, sequence: u64) -> ValidOp {
         map: "prontera".to_owned(),
         hub_edit_seen: 0,
         predecessor: None,
+        presence: None,
         made_at_ms: 1_700_000_000_000,
         payload: Some(format!("{{\"n\": {sequence}}}")),
         in_group: false,

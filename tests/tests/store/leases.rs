@@ -67,8 +67,9 @@ async fn invariant_04_a_map_is_written_by_its_holder_alone_and_others_are_told_w
     assert_eq!(numbers([&hub.state(PATH).await.expect("written").0]), [2]);
     let kept = "SELECT count(*) FROM p2p_sync.rejected_operations WHERE path LIKE 'prontera%'";
     assert_eq!(hub.count(kept).await, 4, "each with its reason");
-    // What belongs to a player is no lease's matter.
-    assert_eq!(hub.one(b, under(0, "@char/7/PLAYER_DATA", 9)).await.0, "applied");
+    // What belongs to nobody's map is no lease's matter.
+    let own = format!("@host/{b}/HOST_METRICS");
+    assert_eq!(hub.one(b, under(0, &own, 9)).await.0, "applied");
 }
 
 #[tokio::test]
@@ -124,7 +125,7 @@ async fn invariant_04_what_was_put_into_limbo_or_refused_is_told_so_again_and_se
             vec![
                 under(1, PATH, 1),
                 under(0, "geffen/NPC_STATE/1", 2),
-                under(0, "@char/7/PLAYER_DATA", 3),
+                under(0, &format!("@host/{a}/HOST_METRICS"), 3),
                 under(1, "prontera/NPC_STATE/2", 4),
             ],
         )

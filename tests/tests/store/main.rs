@@ -6,6 +6,7 @@ mod leases;
 mod limbo;
 mod order;
 mod outage;
+mod presence;
 mod refusal;
 mod repetition;
 mod schema;

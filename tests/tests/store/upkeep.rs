@@ -78,6 +78,7 @@ async fn invariant_03_tombstones_are_forgotten_only_when_no_outbox_can_bring_old
         tombstones_purged: 1,
         rejections_purged: 1,
         verdicts_purged: 0,
+        player_tenures_purged: 0,
     };
     assert_eq!(hub.store.maintain().await.expect("serves"), expected);
     assert_eq!(

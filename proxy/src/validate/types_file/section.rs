@@ -65,6 +65,12 @@ impl Section<'_> {
                 "belongs to types whose owner is \"char\", and only to those",
             );
         }
+        if data_type == SyncDataType::PlayerPresence && (owner, keep) != (Owner::Char, Keep::Every) {
+            self.refuse(
+                "owner, keep",
+                "are \"char\" and \"every\": by each of these a player is moved",
+            );
+        }
         let schema = self.schema(schema);
         let rules = TypeRules {
             history: self.history(keep),

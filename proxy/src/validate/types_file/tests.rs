@@ -66,6 +66,16 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
+fn a_players_coming_and_going_is_a_characters_and_each_counts() {
+    let types = |owner: &str, keep: &str| {
+        format!("version = 1\n[PLAYER_PRESENCE]\nowner = '{owner}'\nkeep = '{keep}'\nowner_key = 'char_id'\n")
+    };
+    overlay(&types("char", "every")).expect("valid");
+    let told = overlay(&types("char", "latest")).expect_err("conflated").to_string();
+    assert!(told.contains("[PLAYER_PRESENCE] owner, keep: are "), "{told}");
+}
+
+#[test]
 fn what_is_kept_whole_cannot_be_sampled() {
     let told =
         overlay("version = 1\n[CHAT_MESSAGE]\nowner = 'map'\nkeep = 'every'\nhistory = 'off'\n").expect_err("off");
@@ -163,6 +173,8 @@ fn a_change_of_any_file_that_was_read_is_seen() {
 const NPC: &str = r#"{"event":"state","npc_id":110007614,"x":90,"y":153,"class":-1}"#;
 const MONSTER: &str = r#"{"event":"spawn","monster_id":110027938,"mob_id":2741,"x":280,"y":65,"hp":49912004,"max_hp":49912004,"speed":300}"#;
 const PLAYER: &str = r#"{"event":"move","char_id":150001,"x":149,"y":186,"dir":7,"hp":20123,"max_hp":20443,"sp":391,"max_sp":391,"base_level":99,"speed":150,"new":true}"#;
+const COMING: &str =
+    r#"{"event":"enter","char_id":150001,"x":149,"y":186,"dir":7,"hp":20123,"max_hp":20443,"speed":150,"new":true}"#;
 const CHARACTER: &str = r#"{"char_id":150001,"name":"Poring Fan","base_level":99,"job_level":50,"zeny":2147483647,"hp":20123,"max_hp":20443,"sp":391,"max_sp":391}"#;
 const DROP: &str = r#"{"event":"drop","drop_id":55,"item_id":909,"amount":30000,"x":241,"y":390}"#;
 
@@ -173,7 +185,7 @@ fn one_event_of_each_kind_of_the_recording_fits_its_schema() {
         (SyncDataType::NpcState, NPC),
         (SyncDataType::MonsterData, MONSTER),
         (SyncDataType::PlayerPosition, PLAYER),
-        (SyncDataType::PlayerPresence, PLAYER),
+        (SyncDataType::PlayerPresence, COMING),
         (SyncDataType::PlayerPresence, r#"{"event":"enter","char_id":150001}"#),
         (SyncDataType::PlayerData, CHARACTER),
         (SyncDataType::ItemDrop, DROP),
@@ -198,7 +210,7 @@ fn one_event_of_each_kind_of_the_recording_fits_its_schema() {
 fn what_the_game_does_not_have_is_impossible() {
     let rules = Rules::builtin();
     let player = (SyncDataType::PlayerPosition, PLAYER);
-    let presence = (SyncDataType::PlayerPresence, PLAYER);
+    let presence = (SyncDataType::PlayerPresence, COMING);
     let character = (SyncDataType::PlayerData, CHARACTER);
     let monster = (SyncDataType::MonsterData, MONSTER);
     let drop = (SyncDataType::ItemDrop, DROP);

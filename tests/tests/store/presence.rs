@@ -1,0 +1,775 @@
+//! A host writes the players who are on its maps, and no others.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use p2p_sync_proto::{Code, Position, v1::SyncDataType};
+use p2p_sync_proxy::{
+    operation::{Outcome, ValidOp},
+    store::{HostStatus, Leases},
+};
+use uuid::Uuid;
+
+use crate::{
+    fixture::{Hub, at, every, message, numbers, put, told},
+    groups::{apply, group},
+};
+
+const NOT_HERE: &str = "PLAYER_NOT_HERE";
+const ACCOUNT: u32 = 9;
+
+/// A character of account 9 comes to a map, or leaves it.
+fn moved(event: &str, character: u64, map: &str, sequence: u64, after: Option<u64>) -> ValidOp {
+    let op = every(&format!("@char/{character}/PLAYER_PRESENCE"), sequence, after);
+    assert_eq!(op.data_type, SyncDataType::PlayerPresence);
+    ValidOp {
+        tenure: 0,
+        account_id: ACCOUNT,
+        map: map.to_owned(),
+        payload: Some(format!("{{\"event\": \"{event}\", \"n\": {sequence}}}")),
+        ..op
+    }
+}
+
+fn enter(map: &str, sequence: u64) -> ValidOp {
+    moved("enter", 7, map, sequence, None)
+}
+
+fn leave(sequence: u64) -> ValidOp {
+    moved("leave", 7, "", sequence, None)
+}
+
+/// What is written of a player, after its coming or going if that is named.
+fn of(path: &str, sequence: u64, presence: Option<u64>) -> ValidOp {
+    ValidOp {
+        tenure: 0,
+        presence: presence.map(|before| at(1, before)),
+        ..put(path, sequence)
+    }
+}
+
+fn data(sequence: u64) -> ValidOp {
+    of("@char/7/PLAYER_DATA", sequence, None)
+}
+
+/// A hub with two hosts, each with a map of its own.
+async fn walked() -> (Hub, Uuid, Uuid) {
+    let hub = Hub::governed().await;
+    let (a, b) = (hub.host().await, hub.host().await);
+    hub.store.grant_map("prontera", a, false).await.expect("free");
+    hub.store.grant_map("geffen", b, false).await.expect("free");
+    (hub, a, b)
+}
+
+impl Hub {
+    async fn say(&self, host: Uuid, ops: Vec<ValidOp>) -> Vec<&'static str> {
+        told(&self.apply(host, ops).await)
+    }
+
+    async fn tenure_of(&self, path: &str) -> i64 {
+        let sql = format!("SELECT tenure FROM p2p_sync.states WHERE path = '{path}'");
+        self.count(&sql).await
+    }
+
+    async fn number(&self, path: &str) -> u64 {
+        numbers([&self.state(path).await.expect("written").0])[0]
+    }
+}
+
+#[tokio::test]
+async fn invariant_04_a_player_is_written_by_the_host_it_entered_and_others_are_told_what_to_do() {
+    let (hub, a, b) = walked().await;
+    let committed = hub.apply(a, vec![data(1)]).await;
+    let Outcome::Rejected(problem) = &committed.outcomes[0].1 else {
+        panic!("{committed:?}");
+    };
+    assert_eq!(problem.code.label(), NOT_HERE);
+    assert!(
+        problem
+            .sentence
+            .starts_with("character 7 had not entered a map of this host"),
+        "{problem}"
+    );
+    assert_eq!(hub.say(a, vec![enter("prontera", 2), data(3)]).await, ["applied"; 2]);
+    assert_eq!(
+        hub.say(b, vec![data(1), of("@account/9/QUEST_PROGRESS/1", 2, None)])
+            .await,
+        [NOT_HERE; 2]
+    );
+    // What was made before it came is as forged as what never came.
+    assert_eq!(
+        hub.say(
+            a,
+            vec![
+                of("@account/9/QUEST_PROGRESS/1", 4, None),
+                of("@account/8/QUEST_PROGRESS/1", 5, None)
+            ]
+        )
+        .await,
+        ["applied", NOT_HERE]
+    );
+    // A character whose account nobody said is nobody's account.
+    let unsaid = ValidOp {
+        account_id: 0,
+        ..moved("enter", 20, "prontera", 10, None)
+    };
+    assert_eq!(
+        hub.say(a, vec![unsaid, of("@account/0/QUEST_PROGRESS/1", 11, None)])
+            .await,
+        ["applied", NOT_HERE]
+    );
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 3);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 1);
+    // A host says where its own players are, not whose maps those are.
+    assert_eq!(
+        hub.say(a, vec![enter("geffen", 7)]).await,
+        [Code::NotLeaseHolder.label()]
+    );
+    assert_eq!(
+        hub.say(a, vec![leave(8), moved("leave", 8, "", 9, None)]).await,
+        ["applied", NOT_HERE]
+    );
+    assert_eq!(
+        hub.count("SELECT count(*) FROM p2p_sync.presence WHERE map = 'prontera'")
+            .await,
+        2
+    );
+}
+
+#[tokio::test]
+async fn invariant_04_the_tenure_of_a_player_is_the_hubs_whatever_its_host_says() {
+    let (hub, a, b) = walked().await;
+    let hostile = |op: ValidOp| ValidOp { tenure: 1 << 60, ..op };
+    let committed = hub
+        .apply(a, vec![hostile(enter("prontera", 1)), hostile(data(2))])
+        .await;
+    assert_eq!(told(&committed), ["applied"; 2]);
+    assert!(
+        committed.changes.iter().all(|change| change.tenure == 1),
+        "{committed:?}"
+    );
+    let own = format!("@host/{a}/HOST_METRICS");
+    assert_eq!(
+        hub.say(a, vec![hostile(of(&own, 3, None)), leave(4)]).await,
+        ["applied"; 2]
+    );
+    assert_eq!(hub.tenure_of(&own).await, 0);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1), data(2)]).await, ["applied"; 2]);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 2);
+    // Late, of before it left: older, whatever its number says.
+    assert_eq!(
+        hub.say(a, vec![hostile(of("@char/7/PLAYER_DATA", 3, None))]).await,
+        ["applied"],
+        "settled before"
+    );
+    let late = ValidOp {
+        position: at(1, 3),
+        ..hostile(data(3))
+    };
+    assert_eq!(hub.say(a, vec![late]).await, ["applied"], "settled before");
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 2);
+    let highest = "SELECT max(tenure) FROM (SELECT tenure FROM p2p_sync.states UNION ALL SELECT tenure FROM p2p_sync.operations) AS _";
+    assert_eq!(hub.count(highest).await, 2);
+}
+
+#[tokio::test]
+async fn invariant_04_what_was_made_before_a_player_left_applies_late_and_what_was_made_after_goes_to_limbo() {
+    let (hub, a, b) = walked().await;
+    let chat = |sequence| ValidOp {
+        keep: p2p_sync_proto::policy::Keep::Every,
+        ..of("@char/7/QUEST_PROGRESS/5", sequence, None)
+    };
+    assert_eq!(hub.say(a, vec![enter("prontera", 1), leave(10)]).await, ["applied"; 2]);
+    // A map server saves a player that has left.
+    assert_eq!(hub.say(a, vec![data(11)]).await, ["applied"]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(a, vec![data(9)]).await,
+        ["superseded"],
+        "by its own of after it left"
+    );
+    assert_eq!(hub.say(a, vec![data(12)]).await, ["limbo"]);
+    assert_eq!(hub.say(b, vec![data(2)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(a, vec![data(8), chat(7), chat(13)]).await,
+        ["superseded", "applied", "limbo"]
+    );
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 2);
+    assert_eq!(hub.tenure_of("@char/7/QUEST_PROGRESS/5").await, 1);
+    // A second going of a host that has it no more moves nothing.
+    assert_eq!(hub.say(a, vec![leave(20), data(15)]).await, ["limbo"; 2]);
+    assert_eq!(
+        hub.say(b, vec![data(3), leave(4), data(5)]).await,
+        ["superseded", "applied", "applied"]
+    );
+    // Back again: what it sends from before that is as late as before.
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 30), data(31), data(16)]).await,
+        ["applied", "applied", "limbo"]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 3);
+    assert_eq!(hub.say(b, vec![data(6)]).await, ["limbo"]);
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.rejected_operations").await, 0);
+}
+
+#[tokio::test]
+async fn invariant_04_a_second_going_moves_the_first_and_a_warp_keeps_the_tenure() {
+    let (hub, a, b) = walked().await;
+    hub.store.grant_map("payon", a, false).await.expect("free");
+    for (sequence, map) in [(1, "prontera"), (2, "payon"), (3, "payon")] {
+        assert_eq!(hub.say(a, vec![enter(map, 10 * sequence)]).await, ["applied"]);
+    }
+    assert_eq!(hub.say(a, vec![leave(40), leave(50)]).await, ["applied"; 2]);
+    assert_eq!(hub.say(a, vec![leave(45)]).await, ["applied"]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["applied"]);
+    assert_eq!(hub.say(a, vec![data(49), data(51)]).await, ["applied", "limbo"]);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 1);
+    // It comes and goes at one host: one tenure.
+    assert_eq!(
+        hub.say(
+            b,
+            vec![leave(2), enter("geffen", 3), leave(4), enter("geffen", 5), data(6)]
+        )
+        .await,
+        ["applied"; 5]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 2);
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 60)]).await,
+        ["not yet"],
+        "the host has it again"
+    );
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.player_tenures").await, 2);
+}
+
+#[tokio::test]
+async fn invariant_04_a_player_that_another_host_has_is_waited_for_with_all_that_follows() {
+    let (hub, a, b) = walked().await;
+    assert_eq!(hub.say(a, vec![enter("prontera", 1)]).await, ["applied"]);
+    let early = || {
+        vec![
+            put("@host/00000000-0000-0000-0000-000000000001/HOST_METRICS", 1),
+            enter("geffen", 2),
+            of("@char/7/PLAYER_DATA", 3, Some(2)),
+            moved("leave", 7, "", 4, Some(2)),
+            of("@char/7/PLAYER_DATA", 5, Some(4)),
+            moved("enter", 7, "geffen", 6, Some(4)),
+            ValidOp {
+                presence: Some(at(1, 6)),
+                ..every("@char/7/QUEST_PROGRESS/1", 7, None)
+            },
+            every("@char/7/QUEST_PROGRESS/1", 8, Some(7)),
+            ValidOp {
+                tenure: 1,
+                ..put("geffen/NPC_STATE/1", 9)
+            },
+            // Nobody else has this one, but it says that it follows.
+            ValidOp {
+                account_id: 0,
+                presence: Some(at(1, 6)),
+                ..moved("enter", 50, "geffen", 10, None)
+            },
+        ]
+    };
+    let waits = [
+        "applied", "not yet", "not yet", "not yet", "not yet", "not yet", "not yet", "not yet", "applied", "not yet",
+    ];
+    for _ in 0..2 {
+        let committed = hub.apply(b, early()).await;
+        assert_eq!(told(&committed), waits);
+    }
+    // In a message of its own, or by the other lane.
+    assert_eq!(
+        hub.say(b, vec![of("@char/7/PLAYER_DATA", 5, Some(4))]).await,
+        ["not yet"]
+    );
+    assert_eq!(hub.say(b, vec![early().remove(1)]).await, ["not yet"]);
+    let open = format!(
+        "SELECT count(*) FROM p2p_sync.settled_sequences WHERE host_id = '{b}' AND settled = '{{[1,2),[9,10)}}'"
+    );
+    assert_eq!(hub.count(&open).await, 1);
+    assert_eq!(
+        hub.count("SELECT count(*) FROM p2p_sync.presence WHERE tenure = 1 AND left_at IS NULL")
+            .await,
+        1
+    );
+    assert_eq!(hub.say(a, vec![leave(2)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(b, early()).await,
+        [
+            "applied",
+            "applied",
+            "superseded",
+            "applied",
+            "applied",
+            "applied",
+            "applied",
+            "applied",
+            "applied",
+            "applied"
+        ]
+    );
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 5);
+    assert_eq!(hub.number("@char/7/QUEST_PROGRESS/1").await, 8);
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.rejected_operations").await, 0);
+}
+
+#[tokio::test]
+async fn invariant_04_an_account_has_one_host_whichever_character_it_plays() {
+    let (hub, a, b) = walked().await;
+    let second = |event: &str, map: &str, sequence| moved(event, 8, map, sequence, None);
+    const QUEST: &str = "@account/9/QUEST_PROGRESS/1";
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 1), of(QUEST, 2, None)]).await,
+        ["applied"; 2]
+    );
+    assert_eq!(hub.say(b, vec![second("enter", "geffen", 1)]).await, ["not yet"]);
+    assert_eq!(hub.say(a, vec![leave(10)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(b, vec![second("enter", "geffen", 1), of(QUEST, 2, None)]).await,
+        ["applied"; 2]
+    );
+    assert_eq!(hub.tenure_of(QUEST).await, 2);
+    // The account is the second host's, the first character still the first one's to save.
+    assert_eq!(
+        hub.say(a, vec![data(11), of(QUEST, 12, None), of(QUEST, 9, None)])
+            .await,
+        ["applied", "limbo", "superseded"]
+    );
+    assert_eq!(hub.say(a, vec![enter("prontera", 13)]).await, ["not yet"]);
+    assert_eq!(hub.say(b, vec![second("leave", "", 3)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 13), of(QUEST, 14, None), data(15)])
+            .await,
+        ["applied"; 3]
+    );
+    assert_eq!(
+        (hub.tenure_of(QUEST).await, hub.tenure_of("@char/7/PLAYER_DATA").await),
+        (3, 3)
+    );
+    // One host, two characters one after the other.
+    assert_eq!(
+        hub.say(a, vec![second("enter", "prontera", 16), of(QUEST, 17, None), data(18)])
+            .await,
+        ["applied"; 3]
+    );
+    assert_eq!(
+        (hub.tenure_of(QUEST).await, hub.tenure_of("@char/7/PLAYER_DATA").await),
+        (4, 3)
+    );
+    // It cannot be claimed for another account, nor another's character for this one.
+    let other = ValidOp {
+        account_id: 10,
+        ..enter("prontera", 19)
+    };
+    assert_eq!(hub.say(a, vec![other]).await, [NOT_HERE]);
+    let unsaid = ValidOp {
+        account_id: 0,
+        ..enter("prontera", 20)
+    };
+    assert_eq!(hub.say(a, vec![unsaid]).await, ["applied"]);
+    assert_eq!(
+        hub.count("SELECT count(*) FROM p2p_sync.presence WHERE account_id = 9")
+            .await,
+        2
+    );
+}
+
+#[tokio::test]
+async fn invariant_04_a_player_of_a_host_whose_lease_is_gone_is_taken_over_and_what_that_sends_goes_to_limbo() {
+    for way in ["forced", "released", "run out", "locked", "revoked", "ticket"] {
+        let (hub, a, b) = walked().await;
+        assert_eq!(hub.say(a, vec![enter("prontera", 1), data(2)]).await, ["applied"; 2]);
+        assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["not yet"], "{way}");
+        match way {
+            "forced" => drop(hub.store.grant_map("prontera", b, true).await.expect("forced")),
+            "released" => drop(hub.store.release_map("prontera").await.expect("serves")),
+            "run out" => hub
+                .sql
+                .batch_execute("UPDATE p2p_sync.host_assignments SET expires_at = now() WHERE map = 'prontera'")
+                .await
+                .expect("updates"),
+            "locked" => drop(hub.store.set_host_status(a, HostStatus::Locked).await.expect("serves")),
+            "revoked" => drop(hub.store.set_host_status(a, HostStatus::Revoked).await.expect("serves")),
+            _ => hub.store.promise_player(7, b).await.expect("known"),
+        }
+        if matches!(way, "forced" | "released" | "revoked") {
+            assert_eq!(hub.say(a, vec![data(3)]).await, ["limbo"], "{way}");
+            // Nor can it release what it does not hold, to go on writing below that.
+            assert_eq!(hub.say(a, vec![leave(100), data(4)]).await, ["limbo"; 2], "{way}");
+        }
+        assert_eq!(
+            hub.say(b, vec![enter("geffen", 1), data(2)]).await,
+            ["applied"; 2],
+            "{way}"
+        );
+        assert_eq!(
+            hub.say(a, vec![data(5), leave(6), data(7)]).await,
+            ["limbo"; 3],
+            "{way}"
+        );
+        assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 2);
+        let ended = "SELECT count(*) FROM p2p_sync.player_tenures WHERE tenure = 1 AND ended_at IS NOT NULL AND ended_sequence IS NULL";
+        assert_eq!(hub.count(ended).await, 1, "{way}");
+        assert_eq!(
+            hub.count("SELECT count(*) FROM p2p_sync.presence WHERE promised_to IS NOT NULL")
+                .await,
+            0
+        );
+        assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.rejected_operations").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn invariant_04_a_ticket_is_for_one_host_and_one_entry() {
+    let (hub, a, b) = walked().await;
+    let c = hub.host().await;
+    hub.store.grant_map("payon", c, false).await.expect("free");
+    assert_eq!(
+        hub.store.promise_player(7, b).await.expect_err("never seen").code,
+        Code::NotFound
+    );
+    assert_eq!(hub.say(a, vec![enter("prontera", 1)]).await, ["applied"]);
+    assert_eq!(
+        hub.store
+            .promise_player(7, Uuid::nil())
+            .await
+            .expect_err("no host")
+            .code,
+        Code::NotFound
+    );
+    hub.store.promise_player(7, b).await.expect("known");
+    assert_eq!(hub.say(c, vec![enter("payon", 1)]).await, ["not yet"]);
+    // Another character of the account is the same player.
+    assert_eq!(
+        hub.say(b, vec![moved("enter", 8, "geffen", 1, None)]).await,
+        ["applied"]
+    );
+    assert_eq!(hub.say(a, vec![data(2)]).await, ["limbo"]);
+    assert_eq!(hub.say(c, vec![enter("payon", 1)]).await, ["not yet"]);
+    assert_eq!(hub.say(a, vec![enter("prontera", 3)]).await, ["not yet"]);
+    // The operator's word alone.
+    assert_eq!(hub.store.release_player(8).await, Ok(Some(b)));
+    assert_eq!(hub.store.release_player(8).await, Ok(None));
+    assert_eq!(hub.say(b, vec![of("@char/8/PLAYER_DATA", 2, None)]).await, ["limbo"]);
+    assert_eq!(hub.say(c, vec![enter("payon", 1), data(2)]).await, ["applied"; 2]);
+    // Released, it comes anew to its own host.
+    assert_eq!(hub.store.release_player(7).await, Ok(Some(c)));
+    assert_eq!(
+        hub.say(c, vec![data(3), enter("payon", 4), data(5)]).await,
+        ["limbo", "applied", "applied"]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 4);
+    let listed = hub.store.players(None).await.expect("serves");
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|one| (one.char_id, one.host_id, one.tenure, one.left_at.is_some()))
+        .collect();
+    assert_eq!(listed, [(7, c, 4, false), (8, b, 2, true)]);
+    assert_eq!(hub.store.players(Some(7)).await.expect("serves").len(), 1);
+    let tenures = hub.store.player_tenures(7).await.expect("serves");
+    let tenures: Vec<_> = tenures
+        .iter()
+        .map(|one| (one.tenure, one.host_id, one.released))
+        .collect();
+    assert_eq!(tenures, [(1, a, None), (3, c, None), (4, c, None)]);
+}
+
+#[tokio::test]
+async fn invariant_04_a_coming_to_a_map_that_was_lost_goes_to_limbo_with_what_follows_and_frees_the_player() {
+    let (hub, a, b) = walked().await;
+    hub.store.grant_map("payon", a, false).await.expect("free");
+    hub.store.grant_map("payon", b, true).await.expect("forced");
+    assert_eq!(hub.say(a, vec![enter("prontera", 1)]).await, ["applied"]);
+    let late = vec![enter("payon", 5), data(6), data(4)];
+    assert_eq!(hub.say(a, late).await, ["limbo", "limbo", "applied"]);
+    assert_eq!(
+        hub.say(b, vec![enter("payon", 1)]).await,
+        ["applied"],
+        "it has left where it was"
+    );
+    assert_eq!(hub.say(a, vec![leave(7), data(8)]).await, ["limbo"; 2]);
+    assert_eq!(hub.say(a, vec![data(3)]).await, ["superseded"], "of before that");
+    // A player that was nowhere before.
+    let nobody = [
+        moved("enter", 20, "payon", 10, None),
+        of("@char/20/PLAYER_DATA", 11, None),
+    ];
+    let nobody: Vec<ValidOp> = nobody.into_iter().map(|op| ValidOp { account_id: 0, ..op }).collect();
+    assert_eq!(hub.say(a, nobody).await, ["limbo"; 2]);
+    assert_eq!(hub.say(b, vec![leave(2)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 12), data(13), data(9)]).await,
+        ["applied", "applied", "limbo"]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 3);
+    // And one that never went anywhere else: what is behind the entry in limbo is of a new tenure.
+    assert_eq!(
+        hub.say(a, vec![enter("payon", 14), enter("prontera", 16), data(17), data(15)])
+            .await,
+        ["limbo", "applied", "applied", "limbo"]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 4);
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.rejected_operations").await, 0);
+}
+
+#[tokio::test]
+async fn invariant_04_a_group_goes_the_way_of_its_worst_member_players_included() {
+    let (hub, a, b) = walked().await;
+    hub.store.grant_map("payon", a, false).await.expect("free");
+    hub.store.grant_map("payon", b, true).await.expect("forced");
+    assert_eq!(hub.say(a, vec![enter("prontera", 1)]).await, ["applied"]);
+    let map = |sequence| ValidOp {
+        tenure: 1,
+        ..put(&format!("prontera/NPC_STATE/{sequence}"), sequence)
+    };
+    let lost = |sequence| ValidOp {
+        tenure: 1,
+        ..put(&format!("payon/NPC_STATE/{sequence}"), sequence)
+    };
+    let stranger = |sequence| of(&format!("@char/99/QUEST_PROGRESS/{sequence}"), sequence, None);
+    let units = vec![
+        group(vec![
+            map(2),
+            of("@char/7/QUEST_PROGRESS/1", 2, None),
+            of("@account/9/QUEST_PROGRESS/1", 2, None),
+        ]),
+        group(vec![of("@char/7/QUEST_PROGRESS/2", 3, None), lost(3)]),
+        group(vec![lost(4), stranger(4)]),
+        group(vec![map(5), stranger(5)]),
+        vec![data(6)],
+    ];
+    let expected = ["applied", "limbo", NOT_HERE, NOT_HERE, "applied"];
+    assert_eq!(told(&apply(&hub, a, units.clone()).await), expected);
+    assert_eq!(told(&apply(&hub, a, units).await), expected, "told again");
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.states").await, 5);
+    assert_eq!(hub.tenure_of("@account/9/QUEST_PROGRESS/1").await, 1);
+    // Early with its player.
+    assert_eq!(hub.say(a, vec![enter("prontera", 7)]).await, ["applied"]);
+    let early = group(vec![
+        of("@char/7/QUEST_PROGRESS/1", 3, Some(2)),
+        ValidOp {
+            tenure: 1,
+            ..put("geffen/NPC_STATE/1", 3)
+        },
+    ]);
+    let units = || vec![vec![enter("geffen", 2)], early.clone()];
+    assert_eq!(told(&apply(&hub, b, units()).await), ["not yet"; 2]);
+    assert_eq!(hub.say(a, vec![leave(8)]).await, ["applied"]);
+    assert_eq!(told(&apply(&hub, b, units()).await), ["applied"; 2]);
+    // Its player has gone meanwhile.
+    let hostile = ValidOp {
+        tenure: 77,
+        ..of("@char/7/QUEST_PROGRESS/1", 9, None)
+    };
+    let after = group(vec![hostile, map(9)]);
+    assert_eq!(told(&apply(&hub, a, vec![after]).await), ["limbo"]);
+    let kept = "SELECT count(*) FROM p2p_sync.limbo_operations WHERE sequence = 9 AND path = '' AND tenure = 1 \
+        AND payload -> 0 -> 'tenure' = '0' AND payload -> 1 -> 'tenure' = '1'";
+    assert_eq!(hub.count(kept).await, 1);
+}
+
+#[tokio::test]
+async fn what_is_merged_of_a_player_is_newer_than_what_its_host_wrote() {
+    let (hub, a, b) = walked().await;
+    assert_eq!(hub.say(a, vec![enter("prontera", 1), leave(2)]).await, ["applied"; 2]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1), data(2)]).await, ["applied"; 2]);
+    assert_eq!(
+        hub.say(a, vec![data(3), of("@account/9/QUEST_PROGRESS/1", 4, None)])
+            .await,
+        ["limbo"; 2]
+    );
+    for row in hub.store.limbo(None).await.expect("serves") {
+        assert_eq!(row.tenure, 0);
+        hub.store.merge_limbo(row.limbo_id).await.expect("there");
+    }
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 3);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 2);
+    assert_eq!(hub.tenure_of("@account/9/QUEST_PROGRESS/1").await, 2);
+    let aware = ValidOp {
+        hub_edit_seen: 1,
+        ..data(3)
+    };
+    assert_eq!(hub.say(b, vec![aware]).await, ["applied"], "not older than the edit");
+}
+
+#[tokio::test]
+async fn without_leases_every_host_writes_every_player_and_what_was_written_under_one_gives_way() {
+    let (hub, a, b) = walked().await;
+    assert_eq!(hub.say(a, vec![enter("prontera", 1), data(2)]).await, ["applied"; 2]);
+    let off = p2p_sync_proxy::store::Store::connect(&crate::fixture::config(hub.database.url()))
+        .await
+        .expect("connects");
+    let later = off
+        .apply(&message(b, vec![data(3), enter("geffen", 4)]))
+        .await
+        .expect("serves");
+    assert_eq!(told(&later), ["applied"; 2]);
+    assert_eq!(hub.number("@char/7/PLAYER_DATA").await, 3);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 1);
+    assert_eq!(
+        hub.count("SELECT count(*) FROM p2p_sync.presence WHERE map = 'geffen'")
+            .await,
+        0,
+        "nobody moves"
+    );
+    // Leases again.
+    assert_eq!(hub.say(a, vec![data(5)]).await, ["applied"]);
+}
+
+#[tokio::test]
+async fn tenures_that_ended_long_ago_are_forgotten_and_the_next_one_is_greater_all_the_same() {
+    let (hub, a, b) = walked().await;
+    assert_eq!(
+        hub.say(a, vec![enter("prontera", 1), data(2), leave(3)]).await,
+        ["applied"; 3]
+    );
+    assert_eq!(
+        hub.say(b, vec![moved("enter", 50, "geffen", 1, None)]).await,
+        ["applied"]
+    );
+    let age = "UPDATE p2p_sync.player_tenures SET ended_at = now() - interval '31 days' WHERE ended_at IS NOT NULL";
+    hub.sql.batch_execute(age).await.expect("updates");
+    assert_eq!(hub.store.maintain().await.expect("serves").player_tenures_purged, 1);
+    assert_eq!(hub.say(a, vec![data(4)]).await, [NOT_HERE]);
+    assert_eq!(hub.say(a, vec![moved("leave", 50, "", 5, None)]).await, [NOT_HERE]);
+    assert_eq!(hub.say(b, vec![moved("leave", 50, "", 2, None)]).await, ["applied"]);
+    assert_eq!(hub.say(a, vec![enter("prontera", 6), data(7)]).await, ["applied"; 2]);
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 3);
+}
+
+/// Hand-overs in CI; the full run is `P2P_SYNC_PLAYER_HANDOVERS=10000`.
+const HANDOVERS: u64 = 150;
+const PLAYERS: u64 = 4;
+
+/// Two hosts fight for the same players, by two connections each: they enter, write, leave, or do not leave and lose the
+/// player by the operator's hand. Nothing of a tenure is committed after a later one began, but what was made before a release.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn invariant_04_hosts_that_fight_for_players_write_none_that_is_the_others() {
+    let handovers: u64 = std::env::var("P2P_SYNC_PLAYER_HANDOVERS")
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(HANDOVERS);
+    let hub = Hub::with(|config| {
+        config.leases = Leases {
+            required: true,
+            length: Duration::from_mins(60),
+        };
+    })
+    .await;
+    let hosts = [hub.host().await, hub.host().await];
+    for (map, host) in [("prontera", hosts[0]), ("geffen", hosts[1])] {
+        hub.store.grant_map(map, host, false).await.expect("free");
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let entered = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let fighters: Vec<_> = (0..4_usize)
+        .map(|fighter| {
+            let (store, stop, entered) = (hub.store.clone(), stop.clone(), entered.clone());
+            let (host, map) = (hosts[fighter % 2], ["prontera", "geffen"][fighter % 2]);
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::new();
+                // Each connection has sequences of its own.
+                let position = |sequence| at(1 + fighter as u64, sequence);
+                let (mut counts, mut next) = ([0_u64; 4], 1);
+                while !stop.load(Ordering::SeqCst) {
+                    let character = random.u64(1..=PLAYERS);
+                    let mut ops = Vec::new();
+                    let mut add = |op: ValidOp, presence: Option<u64>| {
+                        ops.push(ValidOp {
+                            account_id: 0,
+                            position: position(next),
+                            presence: presence.map(position),
+                            ..op
+                        });
+                        next += 1;
+                        next - 1
+                    };
+                    let log = |character| every(&format!("@char/{character}/QUEST_PROGRESS/1"), 1, None);
+                    // What a host writes that has it no more, or not yet.
+                    add(log(character), None);
+                    let came = add(moved("enter", character, map, 1, None), None);
+                    for _ in 0..random.usize(0..4) {
+                        add(log(character), Some(came));
+                    }
+                    if random.u8(..) < 200 {
+                        add(moved("leave", character, "", 1, None), Some(came));
+                    }
+                    add(log(random.u64(1..=PLAYERS)), None);
+                    let mut waits = true;
+                    for _ in 0..3 {
+                        let committed = store.apply(&message(host, ops.clone())).await.expect("serves");
+                        let outcomes = told(&committed);
+                        for outcome in &outcomes {
+                            let kind = ["applied", "limbo", NOT_HERE, "not yet"]
+                                .iter()
+                                .position(|kind| kind == outcome);
+                            counts[kind.unwrap_or_else(|| panic!("{outcome}"))] += 1;
+                        }
+                        let mut left = outcomes.iter().map(|outcome| *outcome == "not yet");
+                        ops.retain(|_| left.next().unwrap_or_default());
+                        waits = !ops.is_empty();
+                        if !waits {
+                            entered.fetch_add(1, Ordering::SeqCst);
+                            break;
+                        }
+                    }
+                    if waits {
+                        // The operator's word ends the wait of others who come later.
+                        store.release_player(character).await.expect("serves");
+                    }
+                }
+                counts
+            })
+        })
+        .collect();
+    let moves = "SELECT count(*) FROM p2p_sync.player_tenures WHERE tenure > 0";
+    while u64::try_from(hub.count(moves).await).expect("positive") < handovers {
+        assert!(begun.elapsed() < Duration::from_mins(30), "they come no further");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let mut counts = [0; 4];
+    for fighter in fighters {
+        let of = fighter.await.expect("no panic");
+        counts.iter_mut().zip(of).for_each(|(sum, count)| *sum += count);
+    }
+    let [applied, limbo, refused, not_yet] = counts;
+    println!(
+        "{} hand-overs in {:?}: {applied} applied, {limbo} in limbo, {refused} refused, {not_yet} not yet",
+        hub.count(moves).await,
+        begun.elapsed()
+    );
+    // Of each character's operations in the order of their commits: the tenures of who wrote them grow, but for what was
+    // made before its host released the player.
+    let stale = "SELECT count(*) FROM ( \
+            SELECT o.*, split_part(path, '/', 2)::bigint AS char_id, \
+                max(tenure) OVER (PARTITION BY split_part(path, '/', 2) ORDER BY stream_sequence) AS newest \
+            FROM p2p_sync.operations AS o) AS o \
+        WHERE o.tenure < o.newest AND NOT EXISTS (SELECT FROM p2p_sync.player_tenures AS t \
+            WHERE t.char_id = o.char_id AND t.tenure = o.tenure AND t.host_id = o.host_id \
+                AND (o.incarnation, o.sequence) <= (t.ended_incarnation, t.ended_sequence))";
+    // None is another host's.
+    let foreign = "SELECT count(*) FROM p2p_sync.operations AS o LEFT JOIN p2p_sync.player_tenures AS t \
+        ON t.char_id = split_part(o.path, '/', 2)::bigint AND t.tenure = o.tenure AND t.host_id = o.host_id \
+        WHERE t.host_id IS NULL";
+    assert_eq!(
+        (hub.count(stale).await, hub.count(foreign).await),
+        (0, 0),
+        "stale, foreign"
+    );
+    let twice = "SELECT count(*) FROM (SELECT FROM p2p_sync.player_tenures WHERE tenure > 0 GROUP BY char_id, tenure HAVING count(*) > 1) AS _";
+    assert_eq!(hub.count(twice).await, 0, "two hosts had one tenure");
+    let logged = u64::try_from(hub.count("SELECT count(*) FROM p2p_sync.operations").await).expect("positive");
+    let kept = u64::try_from(hub.count("SELECT count(*) FROM p2p_sync.limbo_operations").await).expect("positive");
+    assert_eq!((logged, kept), (applied, limbo), "nothing lost");
+    assert!(applied > 0 && limbo > 0 && not_yet > 0, "they met");
+    assert!(entered.load(Ordering::SeqCst) > 0);
+    let _: Position = at(1, 1);
+}
