@@ -92,7 +92,11 @@ pub(super) fn account(database: &Path, agents: &[Agent], sent: &Sent, happenings
                 }
             }
             Some((id, said)) if said.spooled => {
-                eprintln!("demo: operation {id} was on disk and is in state {}", said.state);
+                let path = happenings[tag].path().unwrap_or_default();
+                eprintln!(
+                    "demo: operation {id} of {path} was on disk and is in state {}",
+                    said.state
+                );
                 account.lost += 1;
             }
             _ => account.unspooled += 1,

@@ -20,6 +20,8 @@ pub(super) struct Sent {
 
 /// How long the killed agent stays dead.
 const DEAD: Duration = Duration::from_millis(500);
+/// A busy machine's disk takes what was told in far less.
+const ON_DISK_WITHIN: Duration = Duration::from_secs(30);
 const REDRAW: Duration = Duration::from_millis(200);
 /// Without a terminal a line is printed this often.
 const PRINT: Duration = Duration::from_secs(3);
@@ -77,7 +79,7 @@ fn await_players(agent: &Agent, sent: &Sent, happenings: &[Happening]) {
         })
     };
     let began = Instant::now();
-    while !is_safe() && began.elapsed() < PRINT {
+    while !is_safe() && began.elapsed() < ON_DISK_WITHIN {
         std::thread::sleep(DEAD / 10);
     }
 }
