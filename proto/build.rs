@@ -19,6 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let descriptor_file = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(descriptor_file, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        // Their credential must not show.
+        .skip_debug(["p2p_sync.v1.EnrolReply", "p2p_sync.v1.RotateReply"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

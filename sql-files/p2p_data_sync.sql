@@ -55,10 +55,36 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hosts (
     key_id       text NOT NULL,
     generation   bigint NOT NULL DEFAULT 1,
     status       text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'locked', 'revoked')),
-    enrolled_at  timestamptz NOT NULL DEFAULT now()
+    enrolled_at  timestamptz NOT NULL DEFAULT now(),
+    public_key   bytea CHECK (octet_length(public_key) = 32),
+    lock_reason  text,
+    last_seen    timestamptz
 );
 COMMENT ON TABLE p2p_sync.hosts IS 'Volunteers'' machines. No key is stored: each is derived from the master keyring';
 COMMENT ON COLUMN p2p_sync.hosts.account_id IS 'The volunteer''s game account; 0 for none';
+COMMENT ON COLUMN p2p_sync.hosts.public_key IS 'Ed25519, registered at enrolment; NULL for a host that was added by hand';
+COMMENT ON COLUMN p2p_sync.hosts.lock_reason IS 'Why it is locked, for people';
+COMMENT ON COLUMN p2p_sync.hosts.last_seen IS 'When it last said hello, to the minute';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.invitations (
+    invitation_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    token_hash     bytea NOT NULL UNIQUE CHECK (octet_length(token_hash) = 32),
+    key_id         text NOT NULL,
+    account_id     bigint NOT NULL,
+    name           text NOT NULL,
+    maps           text[] NOT NULL DEFAULT '{}',
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    expires_at     timestamptz NOT NULL,
+    revoked_at     timestamptz,
+    used_at        timestamptz,
+    public_key     bytea,
+    host_id        uuid REFERENCES p2p_sync.hosts
+);
+CREATE INDEX IF NOT EXISTS invitations_by_host ON p2p_sync.invitations (host_id);
+COMMENT ON TABLE p2p_sync.invitations IS
+    'One-time tokens of enrolment. A token''s secret is derived from the master keyring and its id, of which only the hash '
+    'is here: who reads this cannot enrol';
+COMMENT ON COLUMN p2p_sync.invitations.public_key IS 'Of the host that used it; the same one gets the same answer again until it expires';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_assignments (
     map         text COLLATE "C" PRIMARY KEY,
@@ -442,7 +468,8 @@ CREATE OR REPLACE FUNCTION p2p_sync.set_host_status(p_host uuid, p_status text) 
 DECLARE
     v_map text;
 BEGIN
-    UPDATE p2p_sync.hosts SET status = p_status WHERE host_id = p_host;
+    UPDATE p2p_sync.hosts SET status = p_status, lock_reason = CASE p_status WHEN 'locked' THEN 'an operator locked it' END
+        WHERE host_id = p_host;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -453,6 +480,58 @@ BEGIN
         END LOOP;
     END IF;
     RETURN true;
+END $$;
+
+-- Makes a host of whoever holds an invitation's token, `p_host` under the master key `p_key_id`, and grants it the maps that
+-- nobody else holds; whoever comes second waits for the first and finds the token used. `state` is 'enrolled', also for
+-- the same public key again, or why not: 'unknown', 'revoked', 'expired', 'used', 'renewed' (its credential was since).
+CREATE OR REPLACE FUNCTION p2p_sync.enrol(
+    p_token_hash bytea, p_public_key bytea, p_host uuid, p_key_id text, p_lease interval,
+    OUT state text, OUT host uuid, OUT key text, OUT granted text[], OUT taken text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_found p2p_sync.invitations;
+    v_map text;
+BEGIN
+    SELECT * INTO v_found FROM p2p_sync.invitations WHERE token_hash = p_token_hash FOR UPDATE;
+    IF NOT FOUND THEN
+        state := 'unknown';
+        RETURN;
+    END IF;
+    IF v_found.used_at IS NOT NULL AND v_found.public_key <> p_public_key THEN
+        state := 'used';
+        RETURN;
+    END IF;
+    IF v_found.revoked_at IS NOT NULL OR v_found.expires_at <= clock_timestamp() THEN
+        state := CASE WHEN v_found.revoked_at IS NOT NULL THEN 'revoked' ELSE 'expired' END;
+        RETURN;
+    END IF;
+    granted := '{}';
+    taken := '{}';
+    IF v_found.used_at IS NOT NULL THEN
+        SELECT CASE WHEN h.status = 'revoked' THEN 'revoked' WHEN h.generation > 1 THEN 'renewed' ELSE 'enrolled' END,
+                h.host_id, h.key_id
+            INTO state, host, key FROM p2p_sync.hosts AS h WHERE h.host_id = v_found.host_id;
+        SELECT coalesce(array_agg(m ORDER BY m) FILTER (WHERE a.host_id = v_found.host_id), '{}'),
+                coalesce(array_agg(m ORDER BY m) FILTER (WHERE a.host_id IS DISTINCT FROM v_found.host_id), '{}')
+            INTO granted, taken
+            FROM unnest(v_found.maps) AS m LEFT JOIN p2p_sync.host_assignments AS a ON a.map = m;
+        RETURN;
+    END IF;
+    INSERT INTO p2p_sync.hosts (host_id, account_id, name, key_id, public_key)
+        VALUES (p_host, v_found.account_id, v_found.name, p_key_id, p_public_key);
+    UPDATE p2p_sync.invitations SET used_at = now(), public_key = p_public_key, host_id = p_host
+        WHERE invitation_id = v_found.invitation_id;
+    FOR v_map IN SELECT DISTINCT m COLLATE "C" FROM unnest(v_found.maps) AS m ORDER BY 1 LOOP
+        IF (SELECT g.granted FROM p2p_sync.grant_map(v_map, p_host, p_lease, false) AS g) THEN
+            granted := granted || v_map;
+        ELSE
+            taken := taken || v_map;
+        END IF;
+    END LOOP;
+    state := 'enrolled';
+    host := p_host;
+    key := p_key_id;
 END $$;
 
 -- Renews all leases of a host, run out or not, and lists them. A repetition of an earlier renewal is not `fresh` and

@@ -2,6 +2,7 @@
 
 mod check;
 mod drain;
+mod enrol;
 mod events;
 
 use std::{
@@ -63,6 +64,11 @@ enum Command {
     /// Runs the agent: drains the outbox, and serves local programs on `agent_socket`.
     #[command(after_long_help = REQUESTS)]
     Run(Run),
+    /// Makes this machine a host of the hub that a one-time token is for; keeps the credential in `credential_file`.
+    Enrol {
+        /// What the hub's operator gave; `-` reads it from standard input, so that it is in no shell's history.
+        token: String,
+    },
     /// Looks whether the settings, the outbox and the hub are well: one line each, `ok` or what to do.
     Check,
     /// Puts one piece of state and waits until it is settled.
@@ -194,8 +200,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    if matches!(cli.command, Command::Check) {
-        return check::check(&cli.config);
+    match &cli.command {
+        Command::Check => return check::check(&cli.config),
+        Command::Enrol { token } => {
+            return enrol::enrol(&cli.config, token).unwrap_or_else(|problems| fail(&problems));
+        }
+        _ => {}
     }
     let config = match Config::load(&cli.config) {
         Ok(config) => config,
@@ -231,7 +241,9 @@ fn fail(problem: &dyn std::fmt::Display) -> ExitCode {
 
 fn request_of(command: Command) -> Result<Request, Problem> {
     Ok(match command {
-        Command::Run(_) | Command::Check | Command::Drain { .. } => unreachable!("does more than asking"),
+        Command::Run(_) | Command::Check | Command::Enrol { .. } | Command::Drain { .. } => {
+            unreachable!("does more than asking")
+        }
         Command::Put(PutArgs { target, data }) => {
             p2p_sync_proto::json::check(&data)?;
             put_of(target, Some(RawValue::from_string(data).expect("checked to be JSON")))?

@@ -1,7 +1,7 @@
 //! `conf/p2p_data_sync.conf`: what was written, resolved into what the agent is built from.
 
 use std::{
-    fmt,
+    fmt, io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,21 +10,24 @@ use std::{
 use encoding_rs::Encoding;
 use p2p_sync_proto::{
     Code, Problem,
-    keys::Credential,
-    policy,
+    certificate::PIN_BYTES,
+    keys::{Credential, CredentialError},
+    policy, secret_file,
     settings::{Key, Problems, Settings},
+    token::Token,
     v1::SyncDataType,
 };
-
 use tonic::transport::Uri;
+use zeroize::Zeroizing;
 
-use crate::{link::connect, text};
+use crate::{credential_file::CredentialFile, link::connect, text};
 
 /// Every key of the file, with what holds when it is not there.
-pub const KEYS: [Key; 23] = [
-    Key::new("main_server_endpoint", "http://127.0.0.1:50051"),
+pub const KEYS: [Key; 24] = [
+    Key::new("main_server_endpoint", ""),
     Key::new("tls_ca", ""),
     Key::new("allow_insecure", "no"),
+    Key::new("credential_file", "p2p_sync_credential"),
     Key::new("encryption_key", ""),
     Key::new("enabled", "yes"),
     Key::new("critical_timeout_ms", "500"),
@@ -50,6 +53,11 @@ pub const KEYS: [Key; 23] = [
     Key::new("debug_mode", "no"),
 ];
 
+/// Where the hub is unless the configuration or the credential file says it.
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:50051";
+/// Of a configuration file.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Keys that belong to the hub. A volunteer's file that has one holds a secret it should not.
 const HUB_KEYS: [&str; 8] = [
     "pg_connection_string",
@@ -69,8 +77,13 @@ pub struct Config {
     pub endpoint: String,
     /// The file of the CAs that may have signed the hub's certificate; absent: the machine's public ones.
     pub tls_ca: Option<PathBuf>,
+    /// The public key of the CA that may have signed the hub's certificate, or of that itself, as a token said; unless
+    /// `tls_ca` names a file.
+    pub ca_pin: Option<[u8; PIN_BYTES]>,
     /// What the hub gave this host. An agent needs it; who attaches to one does not.
     pub credential: Option<Credential>,
+    /// Where enrolment keeps it.
+    pub credential_file: PathBuf,
     /// Off: calls are answered with `UNSUPPORTED`, nothing is taken or sent; what the outbox holds stays there.
     pub enabled: bool,
     /// How long a waiting call waits at most.
@@ -113,37 +126,68 @@ pub struct Config {
 
 impl Config {
     /// Reads a file; relative paths in it are meant from its folder. The environment (`P2P_SYNC_<KEY>`) goes before it.
+    ///
+    /// `LOOSE_FILE_MODE` where others may read a file that holds `encryption_key`, or the credential file.
     pub fn load(file: &Path) -> Result<Self, Problems> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
+        let unreadable = |error: io::Error| {
             let sentence = format!("cannot read {}: {error}; give its path with --config", file.display());
             Problems(vec![Problem::new(Code::ConfigUnreadable, sentence)])
-        })?;
-        Self::parse(&text, file.parent().unwrap_or(Path::new("")), |name| {
-            std::env::var(name).ok()
-        })
+        };
+        let (text, metadata) = secret_file::read(file, FILE_BYTES_MAX).map_err(unreadable)?;
+        let is_secret = !Settings::read(&text, &KEYS, |_| None).text("encryption_key").is_empty();
+        let mode = if is_secret {
+            secret_file::check_mode(file, &metadata)
+        } else {
+            Ok(())
+        };
+        let parsed = Self::parse(&text, folder_of(file), |name| std::env::var(name).ok());
+        match (parsed, mode) {
+            (parsed, Ok(())) => parsed,
+            (Ok(_), Err(loose)) => Err(Problems(vec![loose])),
+            (Err(Problems(mut problems)), Err(loose)) => {
+                problems.push(loose);
+                Err(Problems(problems))
+            }
+        }
     }
 
     /// Reads a file's text; all mistakes are told at once.
     pub fn parse(text: &str, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        Self::resolve(text, folder, environment, None)
+    }
+
+    /// What a token is exchanged by: the settings of a file, which need not be there, with the token's hub and without a
+    /// credential.
+    pub(crate) fn for_enrolment(file: &Path, token: &Token) -> Result<Self, Problems> {
+        let text = match secret_file::read(file, FILE_BYTES_MAX) {
+            Ok((text, _)) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Zeroizing::default(),
+            Err(error) => {
+                let sentence = format!("cannot read {}: {error}; give its path with --config", file.display());
+                return Err(Problems(vec![Problem::new(Code::ConfigUnreadable, sentence)]));
+            }
+        };
+        Self::resolve(&text, folder_of(file), |name| std::env::var(name).ok(), Some(token))
+    }
+
+    fn resolve(
+        text: &str,
+        folder: &Path,
+        environment: impl Fn(&str) -> Option<String>,
+        token: Option<&Token>,
+    ) -> Result<Self, Problems> {
         let (text, warnings) = set_hub_keys_aside(text);
         let mut settings = Settings::read(&text, &KEYS, environment);
-        let endpoint = endpoint(&mut settings);
-        let tls_ca = tls_ca(&mut settings, folder);
         let agent_socket = Some(settings.text("agent_socket"))
             .filter(|path| !path.is_empty())
             .map(|path| folder.join(path));
-        let key = settings.text("encryption_key");
-        let credential = if key.is_empty() && agent_socket.is_some() {
-            None
-        } else {
-            match Credential::parse(key) {
-                Ok(credential) => Some(credential),
-                Err(error) => {
-                    settings.refuse("encryption_key", Code::BadCredential, &error.to_string());
-                    None
-                }
-            }
+        let credential_file = folder.join(settings.text("credential_file"));
+        let held = match token {
+            Some(token) => to_be_enrolled(&mut settings, token),
+            None => held(&mut settings, &credential_file, agent_socket.is_some()),
         };
+        let endpoint = endpoint(&mut settings, &held.endpoint, token.is_some());
+        let tls_ca = tls_ca(&mut settings, folder);
         let enabled = settings.switch("enabled");
         let critical_timeout = milliseconds(&mut settings, "critical_timeout_ms", 60_000);
         let critical_types = settings.resolve("critical_data_types", types);
@@ -167,11 +211,13 @@ impl Config {
             .resolve("text_encoding", |label| text::encoding(label).map(Some))
             .unwrap_or(encoding_rs::UTF_8);
         let debug = settings.switch("debug_mode");
-        let credential = settings.finish(credential)?;
+        let Held { ca_pin, credential, .. } = settings.finish(held)?;
         Ok(Self {
             endpoint,
             tls_ca,
+            ca_pin,
             credential,
+            credential_file,
             enabled,
             critical_timeout,
             critical_types,
@@ -203,8 +249,8 @@ impl Config {
     /// `BAD_CREDENTIAL` where only an agent that runs elsewhere has one.
     pub(crate) fn credential(&self) -> Result<&Credential, Problem> {
         let missing = || {
-            let sentence = "encryption_key is empty: paste the line that the hub's operator gave, or start the agent that \
-                            agent_socket names and attach to it";
+            let sentence = "this machine is not enrolled: run `p2p-sync-agent enrol` with the token that the hub's operator \
+                            gave, or start the agent that agent_socket names and attach to it";
             Problem::new(Code::BadCredential, sentence)
         };
         self.credential.as_ref().ok_or_else(missing)
@@ -224,22 +270,101 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Blanks the hub's keys out, so that line numbers stay, and tells of them loudly.
-fn set_hub_keys_aside(text: &str) -> (String, Vec<Problem>) {
-    let mut warnings = Vec::new();
-    let lines = (1..).zip(text.lines()).map(|(line, content)| {
-        let name = content.split(['=', ':']).next().unwrap_or_default().trim();
-        if !HUB_KEYS.contains(&name) {
-            return content;
+/// What is known of this host before the hub is asked.
+#[derive(Default)]
+struct Held {
+    endpoint: String,
+    ca_pin: Option<[u8; PIN_BYTES]>,
+    credential: Option<Credential>,
+}
+
+/// Of a machine that is about to be enrolled.
+fn to_be_enrolled(settings: &mut Settings, token: &Token) -> Held {
+    if !settings.text("encryption_key").is_empty() {
+        let what_to_do =
+            "this machine has a credential already: empty this, once its outbox is drained, to enrol it as a new host";
+        settings.refuse("encryption_key", Code::BadValue, what_to_do);
+    }
+    Held {
+        endpoint: token.endpoint.clone(),
+        ca_pin: token.ca_pin,
+        credential: None,
+    }
+}
+
+/// Of a host: what was pasted and what enrolment wrote, the newer of the two.
+fn held(settings: &mut Settings, file: &Path, attaches: bool) -> Held {
+    let shown = file.display();
+    let pasted = match Credential::parse(settings.text("encryption_key")) {
+        Ok(credential) => Some(credential),
+        Err(CredentialError::Empty) => None,
+        Err(error) => {
+            settings.refuse("encryption_key", Code::BadCredential, &error.to_string());
+            return Held::default();
         }
-        let sentence = format!(
-            "line {line}: {name} is the hub's and a volunteer's machine must never hold it: delete the line, and change \
-             the secret if this file came from an operator"
-        );
-        warnings.push(Problem::new(Code::HubSecretInHostFile, sentence));
-        ""
-    });
-    let kept = lines.collect::<Vec<_>>().join("\n");
+    };
+    let read = match CredentialFile::read(file) {
+        Ok(read) => read,
+        Err(problem) => {
+            settings.refuse("credential_file", problem.code, &problem.sentence);
+            return Held::default();
+        }
+    };
+    let is_there = read.is_some();
+    let kept = read.unwrap_or_else(|| CredentialFile::new(file));
+    let credential = match (pasted, kept.credential) {
+        (Some(pasted), Some(kept)) if pasted.host_id != kept.host_id => {
+            let what_to_do = format!(
+                "this is the credential of host {}, and {shown} holds the one of host {}: empty encryption_key, or move that \
+                 file away",
+                pasted.host_id, kept.host_id
+            );
+            settings.refuse("encryption_key", Code::BadCredential, &what_to_do);
+            return Held::default();
+        }
+        (Some(pasted), Some(kept)) if pasted.generation > kept.generation => Some(pasted),
+        (_, Some(kept)) => Some(kept),
+        (pasted, None) => pasted,
+    };
+    if credential.is_none() && !attaches {
+        let what_to_do = if is_there {
+            format!("the enrolment into {shown} is not finished: run `p2p-sync-agent enrol` again with the same token")
+        } else {
+            format!(
+                "this machine is not enrolled, for there is no {shown}: run `p2p-sync-agent enrol` with the token that the \
+                 hub's operator gave"
+            )
+        };
+        settings.refuse("credential_file", Code::BadCredential, &what_to_do);
+    }
+    Held {
+        endpoint: kept.endpoint,
+        ca_pin: kept.ca_pin,
+        credential,
+    }
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
+/// Blanks the hub's keys out, so that line numbers stay, and tells of them loudly.
+fn set_hub_keys_aside(text: &str) -> (Zeroizing<String>, Vec<Problem>) {
+    let mut warnings = Vec::new();
+    let mut kept = Zeroizing::new(String::with_capacity(text.len() + 1));
+    for (line, content) in (1..).zip(text.lines()) {
+        let name = content.split(['=', ':']).next().unwrap_or_default().trim();
+        if HUB_KEYS.contains(&name) {
+            let sentence = format!(
+                "line {line}: {name} is the hub's and a volunteer's machine must never hold it: delete the line, and change \
+                 the secret if this file came from an operator"
+            );
+            warnings.push(Problem::new(Code::HubSecretInHostFile, sentence));
+        } else {
+            kept.push_str(content);
+        }
+        kept.push('\n');
+    }
     (kept, warnings)
 }
 
@@ -247,18 +372,25 @@ fn milliseconds(settings: &mut Settings, name: &str, max: u64) -> Duration {
     Duration::from_millis(settings.number(name, 1..=max))
 }
 
-fn endpoint(settings: &mut Settings) -> String {
-    let uri = uri(settings.text("main_server_endpoint")).map_err(|expected| {
+/// The file's, unless a token's or none is written there: then where the host was enrolled.
+fn endpoint(settings: &mut Settings, enrolled_at: &str, goes_before: bool) -> String {
+    let written = settings.text("main_server_endpoint");
+    let text = match (written.is_empty() || goes_before, enrolled_at) {
+        (false, _) => written,
+        (true, "") => DEFAULT_ENDPOINT,
+        (true, enrolled_at) => enrolled_at,
+    };
+    let text = text.trim_end_matches('/').to_owned();
+    let uri = uri(&text).map_err(|expected| {
         settings.refuse("main_server_endpoint", Code::BadEndpoint, &expected);
     });
     let insecure_allowed = settings.switch("allow_insecure");
-    let endpoint = settings.text("main_server_endpoint").trim_end_matches('/').to_owned();
     if uri.is_ok_and(|uri| uri.scheme_str() != Some("https") && !is_this_machine(&uri)) && !insecure_allowed {
         let what_to_do = "http:// is for a hub on this machine: write https://, or set allow_insecure = yes where a tunnel \
                           protects the whole way to the hub";
         settings.refuse("main_server_endpoint", Code::BadEndpoint, what_to_do);
     }
-    endpoint
+    text
 }
 
 fn uri(text: &str) -> Result<Uri, String> {

@@ -12,6 +12,7 @@ pub mod cli;
 mod clients;
 pub mod config;
 mod counters;
+mod credential_file;
 #[cfg(unix)]
 mod door;
 mod events;

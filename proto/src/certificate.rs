@@ -6,20 +6,25 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use sha2::{Digest as _, Sha256};
 use x509_cert::{
     Certificate,
-    der::{DateTime, Decode as _},
+    der::{DateTime, Decode as _, Encode as _},
     ext::pkix::{SubjectAltName, name::GeneralName},
 };
 
 /// Names that are shown; certificates of content networks have a hundred.
 const NAMES_SHOWN_MAX: usize = 4;
 const DAY: u64 = 24 * 60 * 60;
+/// Length of [`key_pin`], octets.
+pub const PIN_BYTES: usize = 32;
 
 /// Whom a certificate is for, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validity {
     names: Vec<String>,
+    /// Since 1970.
+    not_before: Duration,
     /// Since 1970.
     not_after: Duration,
 }
@@ -36,8 +41,14 @@ impl Validity {
         };
         Some(Self {
             names,
+            not_before: content.validity().not_before.to_unix_duration(),
             not_after: content.validity().not_after.to_unix_duration(),
         })
+    }
+
+    /// From when until when it holds, since 1970.
+    pub fn span(&self) -> (Duration, Duration) {
+        (self.not_before, self.not_after)
     }
 
     /// Whole days until it expires; negative from the moment on when it has.
@@ -70,6 +81,14 @@ impl fmt::Display for Validity {
         };
         write!(f, "{names}{more}, valid until {}", self.last_day())
     }
+}
+
+/// What a certificate (DER) is pinned by: the SHA-256 of its public key (`SubjectPublicKeyInfo`), so that one made anew
+/// with the same key holds on. `None` where it is none.
+pub fn key_pin(certificate: &[u8]) -> Option<[u8; PIN_BYTES]> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let key = certificate.tbs_certificate().subject_public_key_info().to_der().ok()?;
+    Some(Sha256::digest(key).into())
 }
 
 /// A moment's date in UTC, `2027-01-31`.
@@ -118,6 +137,22 @@ mod tests {
         assert_eq!(validity.days_left(end - hour), 0);
         assert_eq!(validity.days_left(end + hour), -1);
         assert_eq!(Validity::read(b"no certificate"), None);
+    }
+
+    #[test]
+    fn a_pin_is_of_the_key_and_outlasts_the_certificate() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let made = |name: &str, key: &rcgen::KeyPair| {
+            let params = rcgen::CertificateParams::new([name.to_owned()]).expect("a name");
+            key_pin(params.self_signed(key).expect("a certificate").der())
+        };
+        assert!(made("a", &key).is_some());
+        assert_eq!(made("a", &key), made("b", &key));
+        assert_ne!(made("a", &key), made("a", &rcgen::KeyPair::generate().expect("a key")));
+        // As openssl says of it: pkey -pubout -outform der | sha256sum.
+        let info = rcgen::PublicKeyData::subject_public_key_info(&key);
+        assert_eq!(made("a", &key), Some(Sha256::digest(info).into()));
+        assert_eq!(key_pin(b"no certificate"), None);
     }
 
     #[test]

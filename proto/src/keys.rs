@@ -5,12 +5,13 @@
 
 use std::fmt;
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hkdf::Hkdf;
-use sha2::{Digest, Sha512};
+use sha2::Sha512;
 use thiserror::Error;
 use uuid::Uuid;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::secret_text;
 
 /// Length of every secret: a master key, and a seal key (MAC key and encryption key together), octets.
 pub const SECRET_BYTES: usize = 64;
@@ -21,12 +22,12 @@ pub const KEY_ID_CHARS_MAX: usize = 32;
 const DERIVATION_SALT: &[u8] = b"p2p-sync key derivation v1";
 const HOST_KEY_LABEL: &[u8] = b"host key";
 const WRAPPING_KEY_LABEL: &[u8] = b"outbox wrapping key";
+const TOKEN_SECRET_LABEL: &[u8] = b"enrolment token";
+const TOKEN_KEY_LABEL: &[u8] = b"enrolment key";
 
 /// What every credential's text begins with; the digit is the version of its layout.
 const CREDENTIAL_PREFIX: &str = "p2ps1_";
-const CHECK_BYTES: usize = 4;
-const CREDENTIAL_BYTES_MAX: usize = 1 + KEY_ID_CHARS_MAX + 16 + 4 + 2 * SECRET_BYTES + CHECK_BYTES;
-const CREDENTIAL_BASE64_CHARS_MAX: usize = (CREDENTIAL_BYTES_MAX * 4).div_ceil(3);
+const CREDENTIAL_BYTES_MAX: usize = 1 + KEY_ID_CHARS_MAX + 16 + 4 + 2 * SECRET_BYTES;
 
 /// 64 secret octets. Boxed, so that moving the owner leaves no copy behind; cleared when dropped; never shown.
 #[derive(Clone)]
@@ -210,6 +211,12 @@ impl MasterKey {
         SealKey(Secret::derive(&self.secret, &info))
     }
 
+    /// The secret of an enrolment token, which is kept nowhere: whoever reads the database can make none.
+    pub fn token_secret(&self, token_id: Uuid) -> TokenSecret {
+        let info: [&[u8]; 3] = [TOKEN_SECRET_LABEL, self.id.as_str().as_bytes(), token_id.as_bytes()];
+        TokenSecret(Secret::derive(&self.secret, &info))
+    }
+
     /// What the host is given at enrolment and at each renewal.
     pub fn credential(&self, host_id: Uuid, generation: u32) -> Credential {
         Credential {
@@ -219,6 +226,27 @@ impl MasterKey {
             to_hub: self.host_key(host_id, generation, Direction::ToHub),
             to_host: self.host_key(host_id, generation, Direction::ToHost),
         }
+    }
+}
+
+/// What a one-time token is worth: the exchange that it pays for is sealed under keys derived from it.
+///
+/// Cleared when dropped; `Debug` shows nothing of it.
+#[derive(Clone, Debug)]
+pub struct TokenSecret(Secret);
+
+impl TokenSecret {
+    pub(crate) fn from_bytes(mut bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(Secret::take(&mut bytes))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; SECRET_BYTES] {
+        &self.0.0
+    }
+
+    /// The key of one direction of the exchange.
+    pub fn seal_key(&self, direction: Direction) -> SealKey {
+        SealKey(Secret::derive(&self.0, &[TOKEN_KEY_LABEL, &[direction as u8]]))
     }
 }
 
@@ -250,6 +278,9 @@ pub enum CredentialError {
     /// Something else was pasted.
     #[error("this is not a credential: one begins with {CREDENTIAL_PREFIX}; copy it again from its first character")]
     WrongPrefix,
+    /// A token, which is not kept but used.
+    #[error("this is an enrolment token: run `p2p-sync-agent enrol` with it, and leave encryption_key empty")]
+    Token,
     /// Of a layout that this build does not read.
     #[error("this credential is of a version that this program does not know: update the program, then try again")]
     UnknownVersion,
@@ -261,19 +292,16 @@ pub enum CredentialError {
 impl Credential {
     /// Reads the text form. White space is passed over, for a long text gets wrapped on its way to a person.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
-        let mut joined = Zeroizing::new(String::with_capacity(text.len()));
-        joined.extend(text.split_whitespace());
+        let joined = secret_text::joined(text);
         if joined.is_empty() {
             return Err(CredentialError::Empty);
         }
-        let Some(base64) = joined.strip_prefix(CREDENTIAL_PREFIX) else {
+        let Some(encoded) = joined.strip_prefix(CREDENTIAL_PREFIX) else {
             return Err(wrong_prefix(&joined));
         };
-        let mut bytes = Zeroizing::new([0; CREDENTIAL_BASE64_CHARS_MAX]);
-        let length = URL_SAFE_NO_PAD
-            .decode_slice(base64, bytes.as_mut_slice())
-            .map_err(|_| CredentialError::Damaged)?;
-        Self::from_layout(&bytes[..length]).ok_or(CredentialError::Damaged)
+        secret_text::decode(encoded, CREDENTIAL_BYTES_MAX)
+            .and_then(|bytes| Self::from_layout(&bytes))
+            .ok_or(CredentialError::Damaged)
     }
 
     /// The text form, which is a secret.
@@ -286,18 +314,7 @@ impl Credential {
         bytes.extend_from_slice(&self.generation.to_be_bytes());
         bytes.extend_from_slice(self.to_hub.as_bytes());
         bytes.extend_from_slice(self.to_host.as_bytes());
-        let check = check_of(&bytes);
-        bytes.extend_from_slice(&check);
-
-        // Filled in place: a growing or collected String would leave pieces of the secret behind.
-        let mut base64 = Zeroizing::new([0; CREDENTIAL_BASE64_CHARS_MAX]);
-        let length = URL_SAFE_NO_PAD
-            .encode_slice(bytes.as_slice(), base64.as_mut_slice())
-            .expect("sized for the longest credential");
-        let mut text = Zeroizing::new(String::with_capacity(CREDENTIAL_PREFIX.len() + length));
-        text.push_str(CREDENTIAL_PREFIX);
-        text.push_str(std::str::from_utf8(&base64[..length]).expect("base64 is ASCII"));
-        text
+        secret_text::encode(CREDENTIAL_PREFIX, &bytes)
     }
 
     /// The key that wraps the outbox's data key; derived from the key to the hub, and used for nothing else.
@@ -306,11 +323,7 @@ impl Credential {
     }
 
     fn from_layout(bytes: &[u8]) -> Option<Self> {
-        let (rest, check) = bytes.split_last_chunk::<CHECK_BYTES>()?;
-        if *check != check_of(rest) {
-            return None;
-        }
-        let (&key_id_length, rest) = rest.split_first()?;
+        let (&key_id_length, rest) = bytes.split_first()?;
         let (key_id, rest) = rest.split_at_checked(usize::from(key_id_length))?;
         let (host_id, rest) = rest.split_first_chunk()?;
         let (generation, rest) = rest.split_first_chunk()?;
@@ -326,20 +339,11 @@ impl Credential {
     }
 }
 
-fn check_of(bytes: &[u8]) -> [u8; CHECK_BYTES] {
-    *Sha512::digest(bytes).first_chunk().expect("SHA-512 gives 64 octets")
-}
-
-/// Tells another version's credential (`p2ps` digits `_`) from a text that is none.
+/// Tells another version's credential (`p2ps` digits `_`) and a token from a text that is neither.
 fn wrong_prefix(text: &str) -> CredentialError {
-    let version = text
-        .strip_prefix("p2ps")
-        .and_then(|rest| rest.split_once('_'))
-        .map(|(version, _)| version);
-    match version {
-        Some(digits) if !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()) => {
-            CredentialError::UnknownVersion
-        }
+    match text.strip_prefix("p2ps") {
+        Some(rest) if secret_text::is_version(rest) => CredentialError::UnknownVersion,
+        Some(rest) if rest.strip_prefix('t').is_some_and(secret_text::is_version) => CredentialError::Token,
         _ => CredentialError::WrongPrefix,
     }
 }

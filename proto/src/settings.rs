@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
+use zeroize::Zeroizing;
+
 use crate::reject_code::{Code, Problem};
 
 /// What the environment's names begin with.
@@ -36,10 +38,16 @@ pub struct Settings {
     problems: Vec<Problem>,
 }
 
-#[derive(Debug)]
 struct Value {
-    text: String,
+    /// Cleared when dropped, for some are secrets.
+    text: Zeroizing<String>,
     source: Source,
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +66,7 @@ impl Settings {
             (
                 key.name,
                 Value {
-                    text: key.default.to_owned(),
+                    text: key.default.to_owned().into(),
                     source: Source::Default,
                 },
             )
@@ -75,7 +83,7 @@ impl Settings {
                 settings.values.insert(
                     key.name,
                     Value {
-                        text,
+                        text: text.into(),
                         source: Source::Environment,
                     },
                 );
@@ -108,7 +116,7 @@ impl Settings {
             return self.problems.push(Problem::new(Code::UnknownKey, sentence));
         };
         let value = Value {
-            text: value.to_owned(),
+            text: value.to_owned().into(),
             source: Source::Line(line),
         };
         if let Some(Value {

@@ -9,6 +9,7 @@ use std::{
 use p2p_sync_proto::{
     Code, Problem,
     settings::{Key, Problems, Settings},
+    token::check_endpoint,
 };
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 34] = [
+pub const KEYS: [Key; 36] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -50,6 +51,8 @@ pub const KEYS: [Key; 34] = [
     Key::new("cache_expiry_seconds", "60"),
     Key::new("cache_entries_max", "50000"),
     Key::new("keyring_file", ""),
+    Key::new("public_endpoint", ""),
+    Key::new("public_ca", ""),
     Key::new("types_file", ""),
     Key::new("movement_ms_per_cell", "150"),
     Key::new("movement_ms_per_cell_min", "20"),
@@ -85,6 +88,10 @@ pub struct Config {
     pub cache: CacheBounds,
     /// The file of the master keys.
     pub keyring_file: PathBuf,
+    /// Where hosts reach the hub; absent: each invitation says it.
+    pub public_endpoint: Option<String>,
+    /// The file of the hub's own CA, which tokens pin; absent: a public CA has signed what hosts see.
+    pub public_ca: Option<PathBuf>,
     /// Absent: the built-in rules.
     pub types_file: Option<PathBuf>,
     /// What a cell takes a character.
@@ -180,6 +187,15 @@ impl Config {
                 entries_max: raw.number("cache_entries_max", 1..=10_000_000),
             },
             keyring_file: keyring_file(&raw, folder, overrides),
+            public_endpoint: raw.resolve("public_endpoint", |text| match text {
+                "" => Ok(None),
+                text => check_endpoint(text)
+                    .map(|()| Some(text.to_owned()))
+                    .map_err(str::to_owned),
+            }),
+            public_ca: Some(raw.text("public_ca"))
+                .filter(|file| !file.is_empty())
+                .map(|file| folder.join(file)),
             types_file: Some(raw.text("types_file"))
                 .filter(|file| !file.is_empty())
                 .map(|file| folder.join(file)),

@@ -10,22 +10,27 @@ use futures::{Stream, StreamExt};
 use p2p_sync_proto::{
     Code, OLDER_VERSIONS_SERVED, PROTOCOL_VERSION, Problem,
     envelope::Lane,
+    identity,
     ids::read_id,
     limits::{BULK_WINDOW_BATCHES, SEALED_BYTES_MAX},
     v1::{
-        self, bulk_server::BulkServer, critical_server::CriticalServer, pull_server::PullServer,
-        session_server::SessionServer,
+        self, bulk_server::BulkServer, critical_server::CriticalServer, enrol_server::EnrolServer,
+        pull_server::PullServer, session_server::SessionServer,
     },
 };
 use tonic::{Request, Response, Status, Streaming, server::NamedService, service::RoutesBuilder};
 use uuid::Uuid;
+use zeroize::Zeroize as _;
 
 use crate::{
-    open::{Authenticated, Replayed, Sender},
+    open::{Authenticated, Replayed, Sender, TokenHolder},
     operation::COUNTER_MAX,
     pipeline::{Hub, Turn, Turns, write_to_the_end},
     pull,
 };
+
+/// Longest message of an exchange that has nothing long to say, bytes.
+const SHORT_BYTES_MAX: usize = 16 * 1024;
 
 /// Answers the calls of hosts.
 #[derive(Clone, Debug)]
@@ -35,11 +40,12 @@ pub struct Ingress {
 
 impl Ingress {
     /// The names of all services that [`Self::add_to`] adds.
-    pub const SERVICES: [&'static str; 4] = [
+    pub const SERVICES: [&'static str; 5] = [
         SessionServer::<Self>::NAME,
         CriticalServer::<Self>::NAME,
         BulkServer::<Self>::NAME,
         PullServer::<Self>::NAME,
+        EnrolServer::<Self>::NAME,
     ];
 
     /// The way into a hub.
@@ -66,7 +72,8 @@ impl Ingress {
             .add_service(session)
             .add_service(critical)
             .add_service(bulk)
-            .add_service(pull);
+            .add_service(pull)
+            .add_service(EnrolServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX));
     }
 }
 
@@ -168,6 +175,43 @@ impl v1::session_server::Session for Ingress {
         });
         Ok(Response::new(sender.seal(&reply)))
     }
+}
+
+#[tonic::async_trait]
+impl v1::enrol_server::Enrol for Ingress {
+    async fn exchange(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let (holder, request) = self.hub.opener.open_token(request.get_ref())?;
+        let mut reply = enrol(&self.hub, &holder, &request)
+            .await
+            .unwrap_or_else(|problem| v1::EnrolReply {
+                code: problem.code.into(),
+                message: problem.sentence,
+                ..Default::default()
+            });
+        let sealed = holder.seal(&reply);
+        reply.credential.zeroize();
+        Ok(Response::new(sealed))
+    }
+}
+
+async fn enrol(hub: &Hub, holder: &TokenHolder, request: &v1::EnrolRequest) -> Result<v1::EnrolReply, Problem> {
+    let token_id = holder.token_id();
+    if !identity::is_proven(token_id, &request.public_key, &request.proof) {
+        let sentence = "the request does not prove that its key is the host's own: update the agent";
+        return Err(Problem::new(Code::BadRequest, sentence));
+    }
+    let key_id = hub.opener.current_key();
+    let enrolled = hub.store.enrol(token_id, &request.public_key, key_id.as_str()).await;
+    let enrolled = enrolled.inspect_err(|problem| tracing::warn!(%problem, "a token enrols nobody"))?;
+    let host_id = enrolled.host_id;
+    let mut credential = hub.opener.credential(&enrolled.key_id, host_id, 1)?;
+    tracing::info!(%host_id, maps = ?enrolled.maps, maps_taken = ?enrolled.maps_taken, "a machine is enrolled");
+    Ok(v1::EnrolReply {
+        credential: std::mem::take(&mut *credential),
+        maps: enrolled.maps,
+        maps_taken: enrolled.maps_taken,
+        ..Default::default()
+    })
 }
 
 async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result<v1::RenewReply, Problem> {

@@ -3,9 +3,9 @@
 //! A line is `key-id 128-hex-digits created-at`, the last in seconds since 1970; `#` begins a comment at the start of a line.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{ErrorKind, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    fs::{self, File},
+    io::{ErrorKind, Read},
+    os::unix::fs::PermissionsExt,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -13,6 +13,7 @@ use std::{
 use p2p_sync_proto::{
     Code, Problem,
     keys::{KeyId, MasterKey, SECRET_BYTES},
+    secret_file,
 };
 use zeroize::{Zeroize, Zeroizing};
 
@@ -177,7 +178,7 @@ pub fn add_key(file: &Path) -> Result<KeyId, Problem> {
         text.push_str(&entry.created_at.to_string());
         text.push('\n');
     }
-    replace(file, text.as_bytes()).map_err(|error| unusable(file, &error))?;
+    secret_file::replace(file, text.as_bytes()).map_err(|error| unusable(file, &error))?;
     Ok(id)
 }
 
@@ -190,29 +191,6 @@ fn free_id(entries: &[Entry]) -> KeyId {
         .map(id)
         .find(|id| !taken(id))
         .expect("one more number than keys")
-}
-
-fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let temporary = file.with_extension(format!("new-{}", std::process::id()));
-    let mut written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    let done = written
-        .write_all(content)
-        .and_then(|()| written.sync_all())
-        .and_then(|()| fs::rename(&temporary, file))
-        .and_then(|()| File::open(folder)?.sync_all());
-    if done.is_err() {
-        // What was half written is a secret nobody needs; that it cannot be removed changes nothing about the error.
-        let _ = fs::remove_file(&temporary);
-    }
-    done
 }
 
 fn unusable(file: &Path, error: &std::io::Error) -> Problem {

@@ -13,13 +13,14 @@ use lru::LruCache;
 use p2p_sync_proto::{
     Code, Problem,
     envelope::Lane,
-    keys::{Direction, MasterKey, SealKey},
+    keys::{Direction, KeyId, MasterKey, SealKey},
     message::{self, Label},
     v1,
 };
 use prost::Message;
 use tonic::Status;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::{
     keyring::Keyring,
@@ -91,6 +92,25 @@ impl<M> Authenticated<M> {
             to_host: SealKey::generate(),
         };
         Self { sender, body }
+    }
+}
+
+/// Who holds an enrolment token, and the way to answer. Made by opening alone.
+#[derive(Debug)]
+pub struct TokenHolder {
+    label: Label,
+    to_host: SealKey,
+}
+
+impl TokenHolder {
+    /// Of the token, as the seal proves.
+    pub fn token_id(&self) -> Uuid {
+        self.label.host_id
+    }
+
+    /// Seals an answer under the request's label.
+    pub fn seal(&self, reply: &impl Message) -> v1::Sealed {
+        message::seal(&self.to_host, Direction::ToHost, &self.label, reply)
     }
 }
 
@@ -173,6 +193,39 @@ impl Opener {
             Ok(()) => Ok(Authenticated { sender, body }),
             Err(problem) => Err(Replayed { sender, problem }),
         })
+    }
+
+    /// Opens a request that is sealed by an enrolment token. Whether the token is still worth something is not asked here.
+    ///
+    /// `UNAUTHENTICATED`, as for a host's message, where it does not open.
+    pub fn open_token(&self, sealed: &v1::Sealed) -> Result<(TokenHolder, v1::EnrolRequest), Status> {
+        let label = Label::read(sealed).map_err(|_| not_opened())?;
+        let master = self.keyring.get(&label.key_id);
+        let secret = master.unwrap_or(&self.decoy).token_secret(label.host_id);
+        let opened = message::open(&secret.seal_key(Direction::ToHub), Direction::ToHub, &label, sealed);
+        let request = opened.ok().filter(|_| master.is_some() && label.lane == Lane::Enrol);
+        let request = request.ok_or_else(not_opened)?;
+        let to_host = secret.seal_key(Direction::ToHost);
+        Ok((TokenHolder { label, to_host }, request))
+    }
+
+    /// The master key of new credentials.
+    pub fn current_key(&self) -> KeyId {
+        self.keyring.current().id().clone()
+    }
+
+    /// What a host holds, in text form; `HUB_UNAVAILABLE` where this proxy lacks the master key.
+    pub fn credential(&self, key_id: &str, host_id: Uuid, generation: u32) -> Result<Zeroizing<String>, Problem> {
+        let key = KeyId::parse(key_id).ok();
+        let master = key.as_ref().and_then(|id| self.keyring.get(id));
+        let lacking = || {
+            tracing::error!(
+                key_id,
+                "a master key is missing in this proxy's keyring: give all proxies the same"
+            );
+            Problem::new(Code::HubUnavailable, "the hub lacks a key now; it is tried again")
+        };
+        Ok(master.ok_or_else(lacking)?.credential(host_id, generation).to_text())
     }
 
     /// Asks the database anew for a host, at its next message.

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use p2p_sync_proto::{Code, Problem, certificate::Validity};
+use p2p_sync_proto::{
+    Code, Problem,
+    certificate::{PIN_BYTES, Validity, key_pin},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -177,6 +180,35 @@ fn renewal(validity: &Validity, days: i64) -> String {
         format!("expires in {days} days")
     };
     format!("the certificate ({validity}) {when}: renew tls_cert and tls_key; they are read without a restart")
+}
+
+/// The pin of the CA in a file, for hosts to know it by.
+pub fn pin_of(ca: &Path) -> Result<[u8; PIN_BYTES], Problem> {
+    let bytes = read(ca, "the CA", false)?;
+    let first = CertificateDer::pem_slice_iter(&bytes).next().and_then(Result::ok);
+    first.and_then(|certificate| key_pin(&certificate)).ok_or_else(|| {
+        let sentence = format!(
+            "{} holds no certificate: give the PEM file of the hub's CA, which begins with -----BEGIN CERTIFICATE-----",
+            ca.display()
+        );
+        Problem::new(Code::BadCertificate, sentence)
+    })
+}
+
+/// Whether a host that knows this pin alone finds what it is of in what it is shown.
+pub fn check_pin(files: &Files, ca: &Path) -> Result<(), Problem> {
+    let pin = pin_of(ca)?;
+    let bytes = read(&files.cert, "tls_cert", false)?;
+    let mut shown = CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok);
+    if shown.any(|certificate| key_pin(&certificate) == Some(pin)) {
+        return Ok(());
+    }
+    let (cert, ca) = (files.cert.display(), ca.display());
+    let sentence = format!(
+        "tls_cert: {cert} does not hold the CA's certificate ({ca}), by which enrolled hosts know the hub: append it, \
+         `cat {ca} >> {cert}`; it is read without a restart"
+    );
+    Err(Problem::new(Code::BadCertificate, sentence))
 }
 
 /// For `check`: whom the certificate is for and how long still, or what to do.

@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 static _Atomic int failures = 0;
 static const char *folder, *endpoint, *credential;
@@ -47,7 +48,8 @@ int failures_so_far(void) {
 
 static void write_file(const char *path, const char *content) {
 	FILE *file = fopen(path, "w");
-	if (file == NULL || fputs(content, file) < 0 || fclose(file) != 0) {
+	// It holds a credential.
+	if (file == NULL || chmod(path, 0600) != 0 || fputs(content, file) < 0 || fclose(file) != 0) {
 		perror(path);
 		exit(2);
 	}

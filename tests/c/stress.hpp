@@ -6,6 +6,8 @@
 #include <fstream>
 #include <string>
 
+#include <sys/stat.h>
+
 #include "p2p_data_sync.hpp"
 
 // Ends the program where a condition does not hold: what comes behind would only hide it.
@@ -26,6 +28,11 @@ inline std::string configuration(const std::string& folder, const std::string& n
 	std::ofstream(path) << "main_server_endpoint = " << endpoint << "\nencryption_key = " << credential
 						<< "\noutbox_path = " << name << ".outbox\ncritical_timeout_ms = 50\nretry_delay_max_ms = 500\n"
 						<< "result_keep_seconds = 86400\n";
+	// It holds a credential.
+	if (chmod(path.c_str(), 0600) != 0) {
+		std::perror(path.c_str());
+		std::exit(1);
+	}
 	return path;
 }
 

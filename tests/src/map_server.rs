@@ -14,6 +14,7 @@ use std::{
 };
 
 use clap::Parser;
+use p2p_sync_proto::secret_file;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -228,7 +229,7 @@ impl System {
         for setting in &options.setting {
             config += &format!("{setting}\n");
         }
-        fs::write(folder.path().join(CONFIG), config).expect("the folder can be written");
+        secret_file::replace(&folder.path().join(CONFIG), config.as_bytes()).expect("the folder can be written");
         Self { hub, database, folder }
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use p2p_sync_proto::{Position, keys::Credential};
+use p2p_sync_proto::{Position, keys::Credential, secret_file};
 use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
@@ -280,6 +280,9 @@ pub struct Agent {
     questions: u64,
 }
 
+/// What an agent is run by.
+const RUN: &[&str] = &["agent", "run", "--stdin", "--events", "--config"];
+
 /// Tags from here on are the stack's own.
 const QUESTIONS: u64 = 1 << 52;
 
@@ -293,10 +296,48 @@ impl Agent {
         for (key, value) in settings {
             text += &format!("{key} = {value}\n");
         }
-        std::fs::write(&config, text).expect("the folder can be written");
+        secret_file::replace(&config, text.as_bytes()).expect("the folder can be written");
         let host_id = Credential::parse(credential).expect("a hub's credential").host_id;
-        let arguments = &["agent", "run", "--stdin", "--events", "--config"];
-        Self::of(program, arguments, config, host_id)
+        Self::of(program, RUN, config, host_id)
+    }
+
+    /// A machine that enrols itself by a token, with a configuration that says neither where the hub is nor who it is.
+    /// Nothing runs when this returns.
+    pub fn enrolled(program: &Path, folder: &Path, token: &str, settings: &[(&str, String)]) -> Self {
+        std::fs::create_dir_all(folder).expect("the folder can be made");
+        let config = folder.join("p2p_data_sync.conf");
+        let mut text = "outbox_path = outbox\n".to_owned();
+        for (key, value) in settings {
+            text += &format!("{key} = {value}\n");
+        }
+        std::fs::write(&config, text).expect("the folder can be written");
+        let mut child = Self::enrol_command(program, &config);
+        let input = child.stdin.take().expect("piped");
+        std::thread::scope(|scope| {
+            // One that refuses at once reads nothing.
+            scope.spawn(move || writeln!(&input, "{token}").unwrap_or_default());
+        });
+        let output = child.wait_with_output().expect("the program ends");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "the machine was not enrolled: {out}{err}");
+        let said = out
+            .strip_prefix("enrolled as host ")
+            .and_then(|rest| rest.split(',').next());
+        let host_id = said.and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{out}"));
+        Self::of(program, RUN, config, host_id)
+    }
+
+    /// `enrol -` on a configuration, begun; the token is written to its standard input.
+    pub fn enrol_command(program: &Path, config: &Path) -> Child {
+        Command::new(program)
+            .args(["agent", "enrol", "-", "--config"])
+            .arg(config)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program runs")
     }
 
     /// A program that attaches to this agent at its socket, with a folder of its own. Nothing runs yet.

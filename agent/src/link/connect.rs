@@ -14,7 +14,7 @@ use std::{
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use p2p_sync_proto::{
     Code, Problem,
-    certificate::{self, Validity},
+    certificate::{self, PIN_BYTES, Validity},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -32,6 +32,7 @@ use tokio_rustls::{
 };
 use tonic::{codegen::Service, transport::Uri};
 
+use super::pinned::Pinned;
 use crate::config::Config;
 
 /// What a TLS record begins with that is an alert, and one of a handshake.
@@ -55,13 +56,15 @@ struct Way {
     mistaken: Mutex<Option<Problem>>,
 }
 
-/// Whose word for the hub's certificate is taken. The pin of a CA, which a token of enrolment may bring, will be a third.
+/// Whose word for the hub's certificate is taken.
 #[derive(Clone, Debug)]
 enum Trust {
     /// Of the machine's public roots.
     Public,
     /// Of the CAs in a file, and of nobody else.
     File(PathBuf),
+    /// Of who has this key, and of nobody else: a CA whose certificate the hub presents with its own, or the hub itself.
+    Pin([u8; PIN_BYTES]),
 }
 
 impl Connector {
@@ -72,7 +75,11 @@ impl Connector {
         tcp.set_connect_timeout(Some(config.connect_timeout));
         let way = Way {
             endpoint: config.endpoint.clone(),
-            trust: config.tls_ca.clone().map_or(Trust::Public, Trust::File),
+            trust: match (&config.tls_ca, config.ca_pin) {
+                (Some(file), _) => Trust::File(file.clone()),
+                (None, Some(pin)) => Trust::Pin(pin),
+                (None, None) => Trust::Public,
+            },
             patience: config.connect_timeout,
             mistaken: Mutex::default(),
         };
@@ -197,6 +204,12 @@ impl Way {
                      that answers",
                     file.display()
                 ),
+                Trust::Pin(_) => format!(
+                    "the certificate of {endpoint} is untrusted: the CA that this host was enrolled with is not among what it \
+                     presents, or has not signed it. The hub's operator has to serve the CA's certificate behind the hub's own \
+                     (`p2p-sync-proxy check` there), or to give that CA's file for tls_ca; otherwise it is not the hub that \
+                     answers"
+                ),
             },
             other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
                 "the certificate of {endpoint} is a CA's own: its operator has to have that CA sign one for the hub"
@@ -259,17 +272,20 @@ impl Way {
 impl Trust {
     /// The roots, and nothing that is the process's: a map server may have a TLS of its own.
     fn client_config(&self) -> Result<ClientConfig, Problem> {
-        let roots = match self {
-            Self::Public => public_roots()?,
-            Self::File(file) => {
-                ca_roots(file).map_err(|what| Problem::new(Code::UntrustedCertificate, format!("tls_ca: {what}")))?
-            }
-        };
-        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|error| Problem::new(Code::Internal, error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+        let builder = match self {
+            Self::Public => builder.with_root_certificates(public_roots()?),
+            Self::File(file) => builder.with_root_certificates(
+                ca_roots(file).map_err(|what| Problem::new(Code::UntrustedCertificate, format!("tls_ca: {what}")))?,
+            ),
+            Self::Pin(pin) => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Pinned::new(*pin, provider))),
+        };
+        let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(config)
     }

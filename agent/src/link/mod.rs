@@ -4,8 +4,12 @@ mod bulk;
 mod cache;
 pub(crate) mod connect;
 mod critical;
+mod enrol;
 mod leases;
+mod pinned;
 mod session;
+
+pub(crate) use enrol::exchange;
 
 use std::{
     sync::{

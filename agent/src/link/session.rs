@@ -69,7 +69,7 @@ impl Sealer {
     }
 }
 
-fn not_opened() -> Problem {
+pub(super) fn not_opened() -> Problem {
     Problem::new(
         Code::NotOpened,
         "an answer does not open: something between here and the hub changes messages, or it is not the hub",
@@ -157,8 +157,8 @@ pub(crate) fn problem_of(status: &tonic::Status) -> Problem {
     match status.code() {
         tonic::Code::Unauthenticated => Problem::new(
             Code::NotOpened,
-            "the hub does not open this host's messages: check that encryption_key is the line its operator gave, whole, \
-             and that the host was not revoked",
+            "the hub does not open this host's messages: its credential (encryption_key, or the credential file) is not for this \
+             hub or not its newest, or the host is locked or revoked: ask the hub's operator",
         ),
         tonic::Code::DeadlineExceeded => Problem::new(Code::HubUnavailable, "the hub did not answer in time"),
         tonic::Code::ResourceExhausted => Problem::new(Code::RateLimited, status.message()),

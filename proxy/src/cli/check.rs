@@ -60,9 +60,15 @@ fn certificate(config: &Config) -> Result<String, Problem> {
         } else {
             "allow_insecure is set"
         };
+        if let Some(ca) = &config.public_ca {
+            tls::pin_of(ca)?;
+        }
         return Ok(format!("ok (not used: {reach})"));
     };
     let found = tls::describe(Tls::load(files.clone())?.validity())?;
+    if let Some(ca) = &config.public_ca {
+        tls::check_pin(files, ca)?;
+    }
     Ok(format!("ok ({found})"))
 }
 

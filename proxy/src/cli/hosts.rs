@@ -1,7 +1,15 @@
-//! `hosts add|list|show|lock|unlock|status|verdicts`
+//! `hosts invite|invitations|uninvite|add|list|show|lock|unlock|status|verdicts`
 
-use clap::Subcommand;
-use p2p_sync_proto::{Code, Problem, path::check_map, settings::Problems, terminal::shown};
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand};
+use p2p_sync_proto::{
+    Code, Problem,
+    path::check_map,
+    settings::Problems,
+    terminal::shown,
+    token::{self, Token},
+};
 use uuid::Uuid;
 
 use super::{Common, log_warnings, one};
@@ -9,13 +17,23 @@ use crate::{
     app::load_keyring,
     config::Config,
     keyring::Keyring,
-    store::{HostRow, HostStatus, Store},
+    store::{HostRow, HostStatus, Invitation, Store},
+    tls,
 };
 
 /// What to do with the volunteers' machines.
 #[derive(Debug, Subcommand)]
 pub(super) enum Hosts {
-    /// Admit a machine, and print its credential: once, on stdout, alone. It is a secret of that machine.
+    /// Print a one-time token, on stdout, alone, by which a volunteer's machine enrols itself: `p2p-sync-agent enrol TOKEN`.
+    Invite(Invite),
+    /// Show the invitations of the last weeks: their numbers, what they give, and what became of them.
+    Invitations,
+    /// Withdraw an invitation that was not used yet.
+    Uninvite {
+        /// As `hosts invitations` shows it.
+        number: u64,
+    },
+    /// Admit a machine by hand, and print its credential: once, on stdout, alone. It is a secret of that machine.
     Add {
         /// The volunteer's game account; 0 for none.
         #[arg(long, value_name = "N")]
@@ -63,6 +81,31 @@ pub(super) enum Hosts {
     },
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Invite {
+    /// The volunteer's game account; 0 for none. One account may have several machines.
+    #[arg(long, value_name = "N")]
+    account: u32,
+    /// For people, e.g. the volunteer's name.
+    #[arg(long, default_value = "")]
+    name: String,
+    /// Maps that the machine may write from its enrolment on, with commas between.
+    #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
+    maps: Vec<String>,
+    /// How long the token can be used: 90s, 30m, 1h or 7d; 30 days at most.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    expires: Duration,
+    /// Where the machine reaches the hub, instead of `public_endpoint`.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// The hub's own CA (PEM), instead of `public_ca`; the token pins it.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// The longest that a token can be used.
+const EXPIRES_MAX: Duration = Duration::from_hours(30 * 24);
+
 /// Longest name of a host, bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -71,6 +114,9 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
     log_warnings();
     let store = Store::connect(&config.store).await.map_err(one)?;
     let done = match hosts {
+        Hosts::Invite(wanted) => invite(&store, &config, wanted).await,
+        Hosts::Invitations => invitations(&store).await,
+        Hosts::Uninvite { number } => uninvite(&store, *number).await,
         Hosts::Add { account, name, maps } => add(&store, &config, *account, name, maps).await,
         Hosts::List => list(&store).await,
         Hosts::Show { host_id } => show(&store, *host_id).await,
@@ -83,12 +129,98 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
     done.map_err(one)
 }
 
-async fn add(store: &Store, config: &Config, account: u32, name: &str, maps: &[String]) -> Result<(), Problem> {
+/// `90s`, `30m`, `1h` or `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.len() - text.chars().next_back().map_or(0, char::len_utf8);
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(60 * 60),
+        "d" => Some(24 * 60 * 60),
+        _ => None,
+    };
+    let parsed = number.parse::<u64>().ok().zip(seconds);
+    parsed
+        .and_then(|(number, seconds)| number.checked_mul(seconds))
+        .map(Duration::from_secs)
+        .filter(|time| (Duration::from_secs(1)..=EXPIRES_MAX).contains(time))
+        .ok_or_else(|| "expected a time such as 90s, 30m, 1h or 7d, 30 days at most".to_owned())
+}
+
+fn check(name: &str, maps: &[String]) -> Result<(), Problem> {
     if name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
         let sentence = format!("a host's name has at most {NAME_BYTES_MAX} bytes and no control characters");
         return Err(Problem::new(Code::BadValue, sentence));
     }
-    maps.iter().try_for_each(|map| check_map(map))?;
+    maps.iter().try_for_each(|map| check_map(map))
+}
+
+async fn invite(store: &Store, config: &Config, wanted: &Invite) -> Result<(), Problem> {
+    check(&wanted.name, &wanted.maps)?;
+    let missing = || {
+        let sentence = "say where hosts reach the hub: set public_endpoint, or give --endpoint https://host:port";
+        Problem::new(Code::MissingValue, sentence)
+    };
+    let endpoint = wanted.endpoint.as_ref().or(config.public_endpoint.as_ref());
+    let endpoint = endpoint.ok_or_else(missing)?.trim_end_matches('/').to_owned();
+    token::check_endpoint(&endpoint)
+        .map_err(|expected| Problem::new(Code::BadEndpoint, format!("--endpoint: {expected}")))?;
+    let ca = wanted.ca.as_ref().or(config.public_ca.as_ref());
+    let ca = ca.filter(|_| endpoint.starts_with("https:"));
+    if let (Some(ca), Some(files)) = (ca, &config.tls) {
+        tls::check_pin(files, ca)?;
+    }
+    let ca_pin = ca.map(|ca| tls::pin_of(ca)).transpose()?;
+    let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
+    let (key, token_id) = (keyring.current(), Uuid::new_v4());
+    let invitation = Invitation {
+        account_id: wanted.account,
+        name: wanted.name.clone(),
+        maps: wanted.maps.clone(),
+        expires_in: wanted.expires,
+    };
+    let number = store.invite(token_id, key.id().as_str(), &invitation).await?;
+    let token = Token {
+        key_id: key.id().clone(),
+        token_id,
+        secret: key.token_secret(token_id),
+        endpoint,
+        ca_pin,
+    };
+    println!("{}", token.to_text().as_str());
+    eprintln!(
+        "invitation {number}: the volunteer runs `p2p-sync-agent enrol -` and pastes this line; it serves one machine once"
+    );
+    Ok(())
+}
+
+async fn invitations(store: &Store) -> Result<(), Problem> {
+    for one in store.invitations().await? {
+        let host = one.host_id.map(|host| format!(" host={host}")).unwrap_or_default();
+        println!(
+            "{} {} until {} account={} maps={}{host} {}",
+            one.invitation_id,
+            one.state,
+            one.expires_at,
+            one.account_id,
+            one.maps.join(","),
+            one.name
+        );
+    }
+    Ok(())
+}
+
+async fn uninvite(store: &Store, number: u64) -> Result<(), Problem> {
+    if store.revoke_invitation(number).await? {
+        return Ok(());
+    }
+    let sentence = format!("no invitation {number} is open: see `p2p-sync-proxy hosts invitations`");
+    Err(Problem::new(Code::NotFound, sentence))
+}
+
+async fn add(store: &Store, config: &Config, account: u32, name: &str, maps: &[String]) -> Result<(), Problem> {
+    check(name, maps)?;
     let keyring: Keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
     let key = keyring.current();
     let host = store.add_host(Uuid::new_v4(), account, name, key.id().as_str()).await?;
@@ -108,18 +240,23 @@ async fn list(store: &Store) -> Result<(), Problem> {
 
 fn line(host: &HostRow) -> String {
     format!(
-        "{} {} account={} key={} generation={} {}",
+        "{} {} account={} key={} generation={} seen={} {}",
         host.host_id,
         host.status.as_str(),
         host.account_id,
         host.key_id,
         host.generation,
+        host.last_seen.as_deref().unwrap_or("never"),
         host.name
     )
 }
 
 async fn show(store: &Store, host_id: Uuid) -> Result<(), Problem> {
-    println!("{}", line(&find(store, host_id).await?));
+    let host = find(store, host_id).await?;
+    println!("{}", line(&host));
+    if let Some(reason) = &host.lock_reason {
+        println!("locked: {reason}");
+    }
     for sum in store.verdict_sums(host_id).await? {
         println!(
             "{} {} rows={} operations={}",
@@ -133,7 +270,7 @@ async fn show(store: &Store, host_id: Uuid) -> Result<(), Problem> {
 async fn change(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {
     if find(store, host_id).await?.status == HostStatus::Revoked {
         let sentence =
-            format!("host {host_id} is revoked for good: admit the machine anew with `p2p-sync-proxy hosts add`");
+            format!("host {host_id} is revoked for good: admit the machine anew with `p2p-sync-proxy hosts invite`");
         return Err(Problem::new(Code::Revoked, sentence));
     }
     set_status(store, host_id, status).await

@@ -10,7 +10,12 @@ use uuid::Uuid;
 
 use super::{Store, not_answering, signed, unavailable, unsigned};
 
-const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status FROM p2p_sync.hosts";
+const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status, lock_reason, \
+    to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM p2p_sync.hosts";
+
+/// Seldom: a row that changes every few seconds would be one to vacuum.
+const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() \
+    WHERE host_id = $1 AND coalesce(last_seen < now() - interval '1 minute', true)";
 
 /// Held by the one proxy of a database; any number that nothing else of the operator's locks.
 const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended('p2p_sync single proxy', 0))";
@@ -90,6 +95,10 @@ pub struct HostRow {
     pub generation: u32,
     /// Whether it may take part.
     pub status: HostStatus,
+    /// Why not, where it is locked.
+    pub lock_reason: Option<String>,
+    /// When it last said hello, UTC, to the minute.
+    pub last_seen: Option<String>,
 }
 
 impl HostRow {
@@ -102,6 +111,8 @@ impl HostRow {
             generation: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
             // A status that this build does not know lets nobody in.
             status: row.get::<_, &str>(5).parse().unwrap_or(HostStatus::Locked),
+            lock_reason: row.get(6),
+            last_seen: row.get(7),
         }
     }
 }
@@ -231,9 +242,10 @@ async fn open(
     if host.is_none() {
         return Ok(Err(Problem::new(
             Code::NotEnrolled,
-            "this host is not enrolled here: ask the operator for a credential (`p2p-sync-proxy hosts add`)",
+            "this host is not enrolled here: ask the operator for a token (`p2p-sync-proxy hosts invite`)",
         )));
     }
+    transaction.execute(SEEN, &[&host_id]).await?;
     let incarnation = signed(incarnation);
     if transaction
         .query_one(IS_CLONED, &[&host_id, &incarnation, &opening_id])

@@ -3,7 +3,7 @@
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Problem, envelope::Lane};
 
-use super::{Store, hosts::FORGET_CLOSED, unavailable};
+use super::{Store, hosts::FORGET_CLOSED, invitations, unavailable};
 
 /// Dropping and making partitions waits for whoever writes, and lets nobody else in meanwhile.
 const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
@@ -57,6 +57,8 @@ pub struct Maintained {
     pub verdicts_purged: u64,
     /// Who had which player so long ago that nothing of it is taken any more.
     pub player_tenures_purged: u64,
+    /// Invitations that ended long ago.
+    pub invitations_purged: u64,
 }
 
 impl Store {
@@ -79,6 +81,7 @@ impl Store {
                 rejections_purged: client.execute(PURGE_REJECTED, &[&tombstone_days]).await?,
                 verdicts_purged: client.execute(PURGE_VERDICTS, &[&log_days]).await?,
                 player_tenures_purged: client.execute(PURGE_PLAYER_TENURES, &[&tombstone_days]).await?,
+                invitations_purged: client.execute(invitations::PURGE, &[&invitations::KEPT_DAYS]).await?,
             })
         };
         let done = done.await.map_err(|error| unavailable(&error))?;

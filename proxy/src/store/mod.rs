@@ -11,6 +11,7 @@ mod call;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod hosts;
+mod invitations;
 mod leases;
 mod limbo;
 mod maintain;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 
 pub(crate) use call::without_nul;
 pub use hosts::{Claim, HostRow, HostStatus};
+pub use invitations::{Enrolled, Invitation, InvitationRow};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
 pub use limbo::LimboRow;
 pub use maintain::Maintained;

@@ -37,7 +37,7 @@ const LOCK: &str = "WITH counted AS ( \
             AND validation_id > coalesce((SELECT max(validation_id) FROM p2p_sync.security_validations \
                 WHERE host_id = $1 AND rule = 'automatic_lock'), 0) \
     ), locked AS ( \
-        UPDATE p2p_sync.hosts SET status = 'locked' FROM counted \
+        UPDATE p2p_sync.hosts SET status = 'locked', lock_reason = 'it forged ' || operations || ' operations' FROM counted \
             WHERE host_id = $1 AND status = 'active' AND operations >= $3 RETURNING operations \
     ) \
     INSERT INTO p2p_sync.security_validations (host_id, rule, verdict, details) \

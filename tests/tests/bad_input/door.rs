@@ -6,7 +6,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use p2p_sync_proto::keys::{KeyId, MasterKey};
+use p2p_sync_proto::{
+    keys::{KeyId, MasterKey},
+    secret_file,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -39,9 +42,16 @@ impl Folder {
         file
     }
 
+    /// As [`Self::write`], for its owner alone.
+    pub(crate) fn write_secret(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.path(name);
+        secret_file::replace(&file, text.as_bytes()).expect("the folder can be written");
+        file
+    }
+
     /// Runs the agent on a configuration of this text.
     pub(crate) fn agent(&self, config: &str, args: &[&str]) -> Told {
-        let config = self.write("p2p_data_sync.conf", config);
+        let config = self.write_secret("p2p_data_sync.conf", config);
         run("agent", args, &config, "")
     }
 

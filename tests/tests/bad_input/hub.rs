@@ -59,7 +59,7 @@ async fn whoever_is_not_admitted_gets_one_and_the_same_answer() {
     let told = agent(&folder, &address, &revoked, &get);
     told.is_refused(&[(
         "E301 NOT_OPENED: ",
-        "check that encryption_key is the line its operator gave, whole",
+        "or the host is locked or revoked: ask the hub's operator",
     )]);
     let told = agent(&folder, &format!("{address}/elsewhere"), &admitted, &get);
     told.is_refused(&[("E107 BAD_ENDPOINT: ", "check host, port and path")]);

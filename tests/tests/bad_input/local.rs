@@ -301,7 +301,7 @@ fn a_socket_of_another_agent_and_a_file_that_is_no_socket_are_left_alone() {
 fn a_configuration_without_a_credential_serves_to_attach_and_for_nothing_else() {
     let folder = Folder::new();
     let told = folder.agent("agent_socket = agent.sock\n", &["status"]);
-    told.is_refused(&[("E106 BAD_CREDENTIAL: encryption_key is empty", "attach to it")]);
+    told.is_refused(&[("E106 BAD_CREDENTIAL: this machine is not enrolled", "attach to it")]);
     let agent = started(&folder, &[]);
     let attach_only = format!("agent_socket = {}\n", agent.socket().display());
     let told = folder.agent(&attach_only, &["status"]);

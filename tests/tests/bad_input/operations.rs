@@ -138,7 +138,7 @@ fn requests() -> Vec<Case> {
 fn a_local_program_is_told_what_is_wrong_with_each_request() {
     let cases = [payloads(), requests()].concat();
     let folder = Folder::new();
-    let config = folder.write("p2p_data_sync.conf", &alone());
+    let config = folder.write_secret("p2p_data_sync.conf", &alone());
     let input = cases
         .iter()
         .map(|(line, ..)| line.as_str())
@@ -172,7 +172,7 @@ fn a_local_program_is_told_what_is_wrong_with_each_request() {
 #[test]
 fn a_line_longer_than_any_request_is_refused_and_ends_the_conversation() {
     let folder = Folder::new();
-    let config = folder.write("p2p_data_sync.conf", &alone());
+    let config = folder.write_secret("p2p_data_sync.conf", &alone());
     let told = run(
         "agent",
         &["run", "--stdin", "--drain-timeout", "5"],

@@ -33,8 +33,8 @@ fn a_hosts_file_is_refused_with_every_mistake_and_its_line() {
                     "found ftp",
                 ),
                 (
-                    "E106 BAD_CREDENTIAL: line 2: encryption_key: the credential is empty",
-                    "paste the whole text",
+                    "E106 BAD_CREDENTIAL: credential_file: this machine is not enrolled",
+                    "run `p2p-sync-agent enrol` with the token",
                 ),
                 ("E103 BAD_VALUE: line 3: enabled: ", "expected yes or no"),
                 (
@@ -96,8 +96,8 @@ fn a_credential_that_is_missing_cut_damaged_or_something_else_is_refused_and_not
         (
             String::new(),
             &[(
-                "E106 BAD_CREDENTIAL: encryption_key: the credential is empty",
-                "paste the whole text",
+                "E106 BAD_CREDENTIAL: credential_file: this machine is not enrolled, for there is no ",
+                "run `p2p-sync-agent enrol` with the token",
             )],
         ),
         (
@@ -133,6 +133,72 @@ fn a_credential_that_is_missing_cut_damaged_or_something_else_is_refused_and_not
             assert!(!told.err.contains(&secret[20..]), "a credential is shown: {}", told.err);
         }
     }
+}
+
+#[test]
+fn a_file_with_a_credential_that_others_may_read_is_refused_and_one_without_is_not() {
+    let folder = Folder::new();
+    let with_mode = |mode: u32, text: &str| {
+        let config = folder.write("p2p_data_sync.conf", text);
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&config, permissions).expect("it is ours");
+        crate::door::run("agent", &["status"], &config, "")
+    };
+    let secret = format!("encryption_key = {}\nmain_server_endpoint = {NOWHERE}\n", credential());
+    for mode in [0o644, 0o604, 0o620, 0o660] {
+        let told = with_mode(mode, &secret);
+        let name = folder.path("p2p_data_sync.conf");
+        let begins = format!(
+            "E110 LOOSE_FILE_MODE: {} holds a secret and has mode {mode:04o}",
+            name.display()
+        );
+        told.is_refused(&[(&begins, &format!("run `chmod 600 {}`", name.display()))]);
+    }
+    assert_eq!(with_mode(0o600, &secret).exit_code, Some(0));
+    // What is wrong besides is told with it.
+    let told = with_mode(0o644, &(secret.clone() + "batch_size = 0\n"));
+    told.is_refused(&[
+        ("E110 LOOSE_FILE_MODE: ", "chmod"),
+        ("E103 BAD_VALUE: line 3: ", "1 to 512"),
+    ]);
+    // Without a secret in it, it is anybody's; the credential's own file is not.
+    std::fs::remove_dir_all(folder.path("p2p_sync_outbox")).expect("made by status");
+    let kept = folder.path("p2p_sync_credential");
+    folder.write_secret("p2p_sync_credential", &format!("credential = {}\n", credential()));
+    let plain = format!("main_server_endpoint = {NOWHERE}\n");
+    assert_eq!(with_mode(0o644, &plain).exit_code, Some(0));
+    let permissions = std::fs::Permissions::from_mode(0o640);
+    let is_roots = {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(&kept).expect("there").uid() == 0
+    };
+    std::fs::set_permissions(&kept, permissions).expect("it is ours");
+    // As systemd hands over what is root's.
+    assert_eq!(with_mode(0o644, &plain).exit_code == Some(0), is_roots);
+    std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let begins = format!(
+        "E110 LOOSE_FILE_MODE: credential_file: {} holds a secret",
+        kept.display()
+    );
+    with_mode(0o644, &plain).is_refused(&[(&begins, "run `chmod 600 ")]);
+}
+
+#[test]
+fn a_pasted_credential_and_the_kept_one_are_of_one_host() {
+    let folder = Folder::new();
+    let kept = format!("credential = {}\n", credential());
+    folder.write_secret("p2p_sync_credential", &kept);
+    let told = folder.agent(&format!("encryption_key = {}\n", credential()), &["status"]);
+    told.is_refused(&[(
+        "E106 BAD_CREDENTIAL: line 1: encryption_key: this is the credential of host ",
+        "move that file away",
+    )]);
+    let damaged = kept.replace("credential = p2ps1_", "credential = p2ps1_A");
+    folder.write_secret("p2p_sync_credential", &damaged);
+    folder.agent("", &["status"]).is_refused(&[(
+        "E106 BAD_CREDENTIAL: credential_file: ",
+        "restore it from a backup, or enrol this machine anew",
+    )]);
 }
 
 #[test]

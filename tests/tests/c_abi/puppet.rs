@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use p2p_sync_proto::{keys::Credential, v1::SyncDataType};
+use p2p_sync_proto::{keys::Credential, secret_file, v1::SyncDataType};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ impl Puppet {
             "main_server_endpoint = {endpoint}\nencryption_key = {credential}\noutbox_path = outbox\n\
              retry_delay_max_ms = 500\n{settings}"
         );
-        std::fs::write(&config, text).expect("the folder can be written");
+        secret_file::replace(&config, text.as_bytes()).expect("the folder can be written");
         let mut puppet = Self {
             program: cxx_program("puppet", &["puppet.cpp"], Link::Static),
             host_id: Credential::parse(&credential).expect("the hub gave it").host_id,

@@ -59,6 +59,13 @@ impl Authority {
         write(folder, &certificate, &key);
     }
 
+    /// As [`Self::sign_into`], with the CA's own certificate behind the hub's.
+    #[allow(dead_code)] // Of each binary that has this module.
+    pub(crate) fn sign_with_chain_into(&self, folder: &Path, claims: &Claims<'_>) {
+        let (certificate, key) = self.sign(claims);
+        write(folder, &(certificate + &self.0.pem()), &key);
+    }
+
     /// The CA's own certificate, as operators sometimes serve it.
     pub(crate) fn serve_itself(&self, folder: &Path) {
         write(folder, &self.0.pem(), &self.0.key().serialize_pem());

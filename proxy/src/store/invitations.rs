@@ -1,0 +1,149 @@
+//! Invitations: the one-time tokens that machines enrol with, of which the database knows the hashes alone.
+
+use std::time::Duration;
+
+use p2p_sync_proto::{Code, Problem, token};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{Store, not_answering, unsigned};
+
+/// How long a used or expired invitation is shown, and told of as what it is.
+pub(super) const PURGE: &str = "DELETE FROM p2p_sync.invitations WHERE expires_at < now() - make_interval(days => $1)";
+
+/// Days for [`PURGE`].
+pub(super) const KEPT_DAYS: i32 = 30;
+
+const LIST: &str = "SELECT invitation_id, account_id, name, maps, host_id, \
+        CASE WHEN used_at IS NOT NULL THEN 'used' WHEN revoked_at IS NOT NULL THEN 'revoked' \
+            WHEN expires_at <= now() THEN 'expired' ELSE 'open' END, \
+        to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
+    FROM p2p_sync.invitations ORDER BY invitation_id";
+
+/// What an invitation gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    /// The volunteer's game account; 0 for none.
+    pub account_id: u32,
+    /// For people.
+    pub name: String,
+    /// That the host may write from then on, where nobody else holds them.
+    pub maps: Vec<String>,
+    /// How long it can be used.
+    pub expires_in: Duration,
+}
+
+/// An invitation as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvitationRow {
+    /// Its number.
+    pub invitation_id: u64,
+    /// The volunteer's game account.
+    pub account_id: u32,
+    /// For people.
+    pub name: String,
+    /// That it gives.
+    pub maps: Vec<String>,
+    /// Who used it.
+    pub host_id: Option<Uuid>,
+    /// `open`, `used`, `revoked` or `expired`.
+    pub state: String,
+    /// UTC.
+    pub expires_at: String,
+}
+
+/// A host that a token made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// Its identity.
+    pub host_id: Uuid,
+    /// The master key that its first credential is derived from.
+    pub key_id: String,
+    /// That it holds now.
+    pub maps: Vec<String>,
+    /// That it was to be given, and that another host holds.
+    pub maps_taken: Vec<String>,
+}
+
+impl Store {
+    /// Keeps the hash of a token's id, and what the token gives; gives the invitation's number.
+    pub async fn invite(&self, token_id: Uuid, key_id: &str, invitation: &Invitation) -> Result<u64, Problem> {
+        const INVITE: &str = "INSERT INTO p2p_sync.invitations (token_hash, key_id, account_id, name, maps, expires_at) \
+            VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) RETURNING invitation_id";
+        let hash = token::hash(token_id);
+        let account_id = i64::from(invitation.account_id);
+        let seconds = invitation.expires_in.as_secs_f64();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] = [
+            &hash.as_slice(),
+            &key_id,
+            &account_id,
+            &invitation.name,
+            &invitation.maps,
+            &seconds,
+        ];
+        let rows = self.change(INVITE, &values).await?;
+        rows.first().map(|row| unsigned(row.get(0))).ok_or_else(not_answering)
+    }
+
+    /// Makes a host of a token's holder, once: whoever comes with the same public key again gets the same answer until the
+    /// token expires. The first credential is of the master key `key_id`.
+    ///
+    /// Refuses with `TOKEN_USED` (by another key), `TOKEN_EXPIRED`, `REVOKED`, and `NOT_FOUND` where the token is not known.
+    pub async fn enrol(&self, token_id: Uuid, public_key: &[u8], key_id: &str) -> Result<Enrolled, Problem> {
+        const ENROL: &str = "SELECT state, host, key, granted, taken \
+            FROM p2p_sync.enrol($1, $2, $3, $4, make_interval(secs => $5))";
+        let hash = token::hash(token_id);
+        let seconds = self.leases().length.as_secs_f64();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [&hash.as_slice(), &public_key, &Uuid::new_v4(), &key_id, &seconds];
+        let rows = self.change(ENROL, &values).await?;
+        let row = rows.first().ok_or_else(not_answering)?;
+        let refused = |code, sentence: &str| {
+            Err(Problem::new(
+                code,
+                format!("{sentence}: ask the operator for a new one"),
+            ))
+        };
+        match row.get::<_, &str>(0) {
+            "enrolled" => Ok(Enrolled {
+                host_id: row.get(1),
+                key_id: row.get(2),
+                maps: row.get(3),
+                maps_taken: row.get(4),
+            }),
+            "used" => refused(
+                Code::TokenUsed,
+                "this token was used by another machine, or by this one before its files were lost. A token is for one machine",
+            ),
+            "renewed" => refused(
+                Code::TokenUsed,
+                "the host of this token has renewed its credential since, and holds it",
+            ),
+            "expired" => refused(Code::TokenExpired, "this token has expired"),
+            "revoked" => refused(Code::Revoked, "this token, or the host that it made, was revoked"),
+            _ => refused(Code::NotFound, "this token is not known here any more"),
+        }
+    }
+
+    /// All invitations that are kept, in the order they were made.
+    pub async fn invitations(&self) -> Result<Vec<InvitationRow>, Problem> {
+        let of = |row: &Row| InvitationRow {
+            invitation_id: unsigned(row.get(0)),
+            account_id: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+            name: row.get(2),
+            maps: row.get(3),
+            host_id: row.get(4),
+            state: row.get(5),
+            expires_at: row.get(6),
+        };
+        Ok(self.rows(LIST, &[]).await?.iter().map(of).collect())
+    }
+
+    /// Keeps an invitation from being used; false where none of this number is open.
+    pub async fn revoke_invitation(&self, invitation_id: u64) -> Result<bool, Problem> {
+        const REVOKE: &str = "UPDATE p2p_sync.invitations SET revoked_at = now() \
+            WHERE invitation_id = $1 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > now()";
+        let number = i64::try_from(invitation_id).unwrap_or(i64::MAX);
+        Ok(self.write(REVOKE, &[&number]).await? > 0)
+    }
+}
