@@ -66,6 +66,7 @@ pub struct App {
     types_file: Option<PathBuf>,
     /// What the rules were made of.
     sources: Sources,
+    keyring_file: PathBuf,
     /// The right to be the only proxy on the database, where that is needed.
     claim: Option<Claim>,
 }
@@ -127,6 +128,7 @@ impl App {
             draining,
             types_file: config.types_file.clone(),
             sources,
+            keyring_file: config.keyring_file.clone(),
             claim,
         })
     }
@@ -152,6 +154,7 @@ impl App {
             draining,
             types_file,
             sources,
+            keyring_file,
             claim,
         } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -160,6 +163,7 @@ impl App {
         background.spawn(maintain(hub.store.clone()));
         background.spawn(note_alive(hub.store.clone()));
         background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
+        background.spawn(reload::follow_keyring(Arc::clone(&hub), keyring_file));
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
         let judge = Arc::clone(&hub);

@@ -1,6 +1,8 @@
-//! The master keys: a file on the hub alone, one key a line, the last one current.
+//! The master keys: a file on the hub alone, one key a line, the oldest first.
 //!
-//! A line is `key-id 128-hex-digits created-at`, the last in seconds since 1970; `#` begins a comment at the start of a line.
+//! A line is `key-id 128-hex-digits created-at`, the last in seconds since 1970, and behind it, on one line of all, the word
+//! `current`: new credentials are of that key. Keys below it wait, so that every proxy can be given them before one is used;
+//! keys above it open what they have sealed until they are retired. `#` begins a comment at the start of a line.
 
 use std::{
     fs::{self, File},
@@ -20,18 +22,22 @@ use zeroize::{Zeroize, Zeroizing};
 /// The environment variable that goes before the file; it holds the same text.
 pub const KEYRING_VARIABLE: &str = "P2P_SYNC_MASTER_KEYRING";
 
+/// Marks the key of new credentials.
+const CURRENT: &str = "current";
 /// Longest keyring, bytes: some 400 keys.
 const KEYRING_BYTES_MAX: usize = 64 * 1024;
 
 /// All master keys. `Debug` shows their names alone; the secrets are cleared when dropped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Keyring {
     /// Never empty.
     entries: Vec<Entry>,
+    /// Which of them.
+    current: usize,
 }
 
 /// One master key with its age.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     /// The key.
     pub key: MasterKey,
@@ -94,6 +100,7 @@ impl Keyring {
     /// Reads a keyring's text; `origin` says in errors where it stands (`BAD_KEYRING`, with the line).
     pub fn parse(text: &str, origin: &str) -> Result<Self, Problem> {
         let mut entries: Vec<Entry> = Vec::new();
+        let mut current = None;
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
@@ -101,11 +108,11 @@ impl Keyring {
             }
             let bad = |what: &str| Problem::new(Code::BadKeyring, format!("{origin}, line {number}: {what}"));
             let mut words = line.split_whitespace();
-            let (Some(id), Some(secret), Some(created_at), None) =
-                (words.next(), words.next(), words.next(), words.next())
+            let (Some(id), Some(secret), Some(created_at), mark, None) =
+                (words.next(), words.next(), words.next(), words.next(), words.next())
             else {
                 return Err(bad(
-                    "expected `key-id secret created-at`; restore the line from a backup",
+                    "expected `key-id secret created-at`, on one line with `current` behind it; restore the line from a backup",
                 ));
             };
             let id = KeyId::parse(id).map_err(|error| bad(&error.to_string()))?;
@@ -119,6 +126,12 @@ impl Keyring {
             let created_at = created_at
                 .parse()
                 .map_err(|_| bad("created-at is not in whole seconds since 1970; restore the line from a backup"))?;
+            match mark {
+                None => {}
+                Some(CURRENT) if current.is_none() => current = Some(entries.len()),
+                Some(CURRENT) => return Err(bad("another key is marked current above; remove one of the two words")),
+                Some(_) => return Err(bad("the only word behind a key is `current`; remove it")),
+            }
             entries.push(Entry {
                 key: MasterKey::from_bytes(id, *secret),
                 created_at,
@@ -128,7 +141,12 @@ impl Keyring {
             let sentence = format!("{origin} holds no key: make one with `p2p-sync-proxy keys new`");
             return Err(Problem::new(Code::BadKeyring, sentence));
         }
-        Ok(Self { entries })
+        let current = current.ok_or_else(|| {
+            let sentence =
+                format!("{origin} marks no key as current: write `current` behind the one that credentials are of");
+            Problem::new(Code::BadKeyring, sentence)
+        })?;
+        Ok(Self { entries, current })
     }
 
     /// The key of this name.
@@ -141,7 +159,63 @@ impl Keyring {
 
     /// The key that new credentials are derived from.
     pub fn current(&self) -> &MasterKey {
-        &self.entries.last().expect("a keyring without keys is not read").key
+        &self.entries[self.current].key
+    }
+
+    /// Whether the current key came after this one: hosts that hold a credential of it are to renew it.
+    pub fn is_passed(&self, id: &KeyId) -> bool {
+        self.place(id).is_some_and(|place| place < self.current)
+    }
+
+    /// Keys that can be made current: the others know them already.
+    pub fn waiting(&self) -> &[Entry] {
+        &self.entries[self.current + 1..]
+    }
+
+    /// Whether both have the same keys, secrets included, and the same current one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |(one, two): (&Entry, &Entry)| {
+            one.key.id() == two.key.id() && one.key.expose_secret() == two.key.expose_secret()
+        };
+        self.entries.len() == other.entries.len()
+            && self.current == other.current
+            && self.entries.iter().zip(&other.entries).all(same)
+    }
+
+    fn place(&self, id: &KeyId) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.key.id() == id)
+    }
+
+    /// Adds a key that waits, or a first one; gives its name.
+    fn add(&mut self) -> KeyId {
+        let id = free_id(&self.entries);
+        self.entries.push(Entry {
+            key: MasterKey::generate(id.clone()),
+            created_at: now_seconds(),
+        });
+        id
+    }
+
+    /// Replaces the file in one step, so that a crash leaves the old one or the new one.
+    fn write(&self, file: &Path) -> Result<(), Problem> {
+        let line_bytes_max = 256;
+        let mut text = Zeroizing::new(String::with_capacity((self.entries.len() + 2) * line_bytes_max));
+        text.push_str(
+            "# Master keys of the hub. Whoever reads this file can be any host. See `p2p-sync-proxy keys`.\n",
+        );
+        for (place, entry) in self.entries.iter().enumerate() {
+            text.push_str(entry.key.id().as_str());
+            text.push(' ');
+            encode_hex(entry.key.expose_secret(), &mut text);
+            text.push(' ');
+            text.push_str(&entry.created_at.to_string());
+            if place == self.current {
+                text.push(' ');
+                text.push_str(CURRENT);
+            }
+            text.push('\n');
+        }
+        secret_file::replace(file, text.as_bytes()).map_err(|error| unusable(file, &error))
     }
 
     /// All keys, the oldest first.
@@ -150,36 +224,68 @@ impl Keyring {
     }
 }
 
-/// Adds a new key to the file, which is made (mode 0600) where there is none, and gives the key's name.
-///
-/// The file is replaced in one step, so that a crash leaves the old one or the new one.
+/// Adds a new key to the file, which is made (mode 0600) where there is none, and gives the key's name. The first one is
+/// current, any other waits until [`rotate`].
 pub fn add_key(file: &Path) -> Result<KeyId, Problem> {
-    let keyring = if file.exists() {
-        Some(Keyring::read(file)?)
+    let mut keyring = if file.exists() {
+        Keyring::read(file)?
     } else {
-        None
+        Keyring {
+            entries: Vec::new(),
+            current: 0,
+        }
     };
-    let entries = keyring.as_ref().map_or(&[][..], Keyring::entries);
-    let id = free_id(entries);
-    let added = Entry {
-        key: MasterKey::generate(id.clone()),
-        created_at: now_seconds(),
-    };
-
-    let line_bytes_max = 256;
-    let mut text = Zeroizing::new(String::with_capacity((entries.len() + 2) * line_bytes_max));
-    text.push_str("# Master keys of the hub. Whoever reads this file can be any host. The last key is current.\n");
-    for entry in entries.iter().chain([&added]) {
-        text.push_str(entry.key.id().as_str());
-        text.push(' ');
-        encode_hex(entry.key.expose_secret(), &mut text);
-        text.push(' ');
-        text.push(' ');
-        text.push_str(&entry.created_at.to_string());
-        text.push('\n');
-    }
-    secret_file::replace(file, text.as_bytes()).map_err(|error| unusable(file, &error))?;
+    let id = keyring.add();
+    keyring.write(file)?;
     Ok(id)
+}
+
+/// Makes a key current: the one named, or the newest that waits, or a new one where none does. Gives its name, and whether
+/// it was made just now. Goes forward alone: a key that has passed stays so.
+pub fn rotate(file: &Path, id: Option<&KeyId>) -> Result<(KeyId, bool), Problem> {
+    let mut keyring = Keyring::read(file)?;
+    let place = match id {
+        Some(id) => find(&keyring, file, id)?,
+        None => keyring.entries.len() - 1,
+    };
+    if place < keyring.current {
+        let sentence = format!(
+            "{} came before the current key {}, and hosts have renewed theirs since: make a new one with `keys new`",
+            keyring.entries[place].key.id(),
+            keyring.current().id()
+        );
+        return Err(Problem::new(Code::BadValue, sentence));
+    }
+    let is_new = place == keyring.current && id.is_none();
+    keyring.current = if is_new {
+        keyring.add();
+        keyring.entries.len() - 1
+    } else {
+        place
+    };
+    keyring.write(file)?;
+    Ok((keyring.current().id().clone(), is_new))
+}
+
+/// Removes a key from the file; what it has sealed opens nowhere from then on. Not the current one.
+pub fn retire(file: &Path, id: &KeyId) -> Result<(), Problem> {
+    let mut keyring = Keyring::read(file)?;
+    let place = find(&keyring, file, id)?;
+    if place == keyring.current {
+        let sentence = format!("{id} is the current key: make another one current first, `p2p-sync-proxy keys rotate`");
+        return Err(Problem::new(Code::BadValue, sentence));
+    }
+    keyring.entries.remove(place);
+    keyring.current -= usize::from(place < keyring.current);
+    keyring.write(file)
+}
+
+fn find(keyring: &Keyring, file: &Path, id: &KeyId) -> Result<usize, Problem> {
+    let missing = || {
+        let sentence = format!("{} has no key {id}: see `p2p-sync-proxy keys list`", file.display());
+        Problem::new(Code::NotFound, sentence)
+    };
+    keyring.place(id).ok_or_else(missing)
 }
 
 /// `k` and a number that no key has yet; with n keys one of n + 1 numbers is free.

@@ -5,10 +5,11 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use lru::LruCache;
 use p2p_sync_proto::{
     Code, Problem,
@@ -117,7 +118,7 @@ impl TokenHolder {
 /// Opens what hosts send.
 #[derive(Debug)]
 pub struct Opener {
-    keyring: Keyring,
+    keyring: ArcSwap<Keyring>,
     /// Stands in for a key that is not in the keyring, so that an unknown key takes as long as a wrong seal.
     decoy: MasterKey,
     store: Store,
@@ -145,7 +146,7 @@ impl Opener {
     pub fn new(keyring: Keyring, store: Store) -> Self {
         let decoy = MasterKey::generate(keyring.current().id().clone());
         Self {
-            keyring,
+            keyring: ArcSwap::from_pointee(keyring),
             decoy,
             store,
             hosts: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
@@ -200,7 +201,8 @@ impl Opener {
     /// `UNAUTHENTICATED`, as for a host's message, where it does not open.
     pub fn open_token(&self, sealed: &v1::Sealed) -> Result<(TokenHolder, v1::EnrolRequest), Status> {
         let label = Label::read(sealed).map_err(|_| not_opened())?;
-        let master = self.keyring.get(&label.key_id);
+        let keyring = self.keyring.load();
+        let master = keyring.get(&label.key_id);
         let secret = master.unwrap_or(&self.decoy).token_secret(label.host_id);
         let opened = message::open(&secret.seal_key(Direction::ToHub), Direction::ToHub, &label, sealed);
         let request = opened.ok().filter(|_| master.is_some() && label.lane == Lane::Enrol);
@@ -211,13 +213,23 @@ impl Opener {
 
     /// The master key of new credentials.
     pub fn current_key(&self) -> KeyId {
-        self.keyring.current().id().clone()
+        self.keyring.load().current().id().clone()
+    }
+
+    /// The master keys.
+    pub fn keyring(&self) -> Arc<Keyring> {
+        self.keyring.load_full()
+    }
+
+    /// Takes other master keys.
+    pub fn set_keyring(&self, keyring: Keyring) {
+        self.keyring.store(Arc::new(keyring));
     }
 
     /// What a host holds, in text form; `HUB_UNAVAILABLE` where this proxy lacks the master key.
     pub fn credential(&self, key_id: &str, host_id: Uuid, generation: u32) -> Result<Zeroizing<String>, Problem> {
-        let key = KeyId::parse(key_id).ok();
-        let master = key.as_ref().and_then(|id| self.keyring.get(id));
+        let (key, keyring) = (KeyId::parse(key_id).ok(), self.keyring.load());
+        let master = key.as_ref().and_then(|id| keyring.get(id));
         let lacking = || {
             tracing::error!(
                 key_id,
@@ -235,7 +247,8 @@ impl Opener {
 
     /// The key is derived for each message. Were it remembered, a forger could tell by the time whom this hub heard lately.
     fn unseal<M: Message + Default>(&self, label: &Label, sealed: &v1::Sealed) -> Option<(SealKey, M)> {
-        let known = self.keyring.get(&label.key_id);
+        let keyring = self.keyring.load();
+        let known = keyring.get(&label.key_id);
         let master = known.unwrap_or(&self.decoy);
         let key = |direction| master.host_key(label.host_id, label.generation, direction);
         let opened = message::open(&key(Direction::ToHub), Direction::ToHub, label, sealed).ok();

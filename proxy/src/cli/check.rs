@@ -78,7 +78,14 @@ fn keyring(config: &Config) -> Result<String, Problem> {
     if made_by_serve && !config.keyring_file.exists() {
         return Ok(format!("ok (serve makes {})", config.keyring_file.display()));
     }
-    Keyring::load(&config.keyring_file).map(|keyring| format!("ok (current: {})", keyring.current().id()))
+    Keyring::load(&config.keyring_file).map(|keyring| {
+        let waiting: Vec<_> = keyring.waiting().iter().map(|entry| entry.key.id().as_str()).collect();
+        let waiting = match waiting.as_slice() {
+            [] => String::new(),
+            waiting => format!("; waiting: {}", waiting.join(", ")),
+        };
+        format!("ok (current: {}{waiting})", keyring.current().id())
+    })
 }
 
 /// The store makes the schema in an empty database; so it is asked only where there is one.
@@ -102,7 +109,7 @@ async fn database(config: &Config) -> Result<String, Problem> {
     version.map(|version| format!("ok (schema version {version})"))
 }
 
-fn is_empty(folder: &Path) -> bool {
+pub(super) fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).map_or(true, |mut entries| {
         entries.all(|entry| entry.is_ok_and(|e| e.file_name() == "keyring"))
     })

@@ -1,21 +1,47 @@
 use super::*;
 
+fn ids(keyring: &Keyring) -> String {
+    let all: Vec<_> = keyring.entries().iter().map(|entry| entry.key.id().as_str()).collect();
+    format!("{}, current {}", all.join(" "), keyring.current().id())
+}
+
 #[test]
-fn a_new_key_joins_the_ones_before_and_becomes_current() {
+fn a_new_key_waits_until_it_is_made_current_and_one_that_passed_can_be_retired() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keyring");
-    add_key(&file).expect("made");
-    let first = *Keyring::read(&file).expect("readable").current().expose_secret();
-    let id = add_key(&file).expect("added");
-    let keyring = Keyring::read(&file).expect("readable");
-    assert_eq!(keyring.current().id(), &id);
-    assert_eq!(keyring.entries()[0].key.expose_secret(), &first);
+    let (k1, k2) = (add_key(&file).expect("made"), add_key(&file).expect("added"));
+    let before = Keyring::read(&file).expect("readable");
+    assert_eq!(ids(&before), "k1 k2, current k1");
+    assert_eq!(before.waiting().len(), 1);
+    assert!(!before.is_passed(&k1) && !before.is_passed(&k2));
     assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
     assert_eq!(
         fs::read_dir(folder.path()).expect("readable").count(),
         1,
         "nothing temporary is left"
     );
+
+    assert_eq!(rotate(&file, None).expect("rotated"), (k2.clone(), false));
+    let after = Keyring::read(&file).expect("readable");
+    assert_eq!(ids(&after), "k1 k2, current k2");
+    assert!(after.is_passed(&k1) && !after.is_passed(&k2));
+    assert!(!after.is_same(&before) && after.is_same(&after.clone()));
+    let secret = |keyring: &Keyring, id| *keyring.get(id).expect("there").expose_secret();
+    assert_eq!(secret(&after, &k1), secret(&before, &k1));
+    assert_eq!(rotate(&file, Some(&k1)).expect_err("it passed").code, Code::BadValue);
+
+    // None waits: one is made.
+    let (k3, is_new) = rotate(&file, None).expect("rotated");
+    assert!(is_new);
+    assert_eq!(ids(&Keyring::read(&file).expect("readable")), "k1 k2 k3, current k3");
+    assert_eq!(retire(&file, &k3).expect_err("current").code, Code::BadValue);
+    retire(&file, &k1).expect("retired");
+    assert_eq!(ids(&Keyring::read(&file).expect("readable")), "k2 k3, current k3");
+    assert_eq!(retire(&file, &k1).expect_err("gone").code, Code::NotFound);
+    // One that never was current goes as well.
+    let k4 = add_key(&file).expect("added");
+    retire(&file, &k4).expect("retired");
+    assert_eq!(ids(&Keyring::read(&file).expect("readable")), "k2 k3, current k3");
 }
 
 #[test]
@@ -43,9 +69,13 @@ fn a_malformed_line_is_told_by_its_number_and_never_shown() {
         format!("k1 {secret}"),
         format!("K1 {secret} 1770000000"),
         format!("k1 {secret} 2026-01-01"),
-        format!("k1 {} 1770000000", &secret[1..]),
-        format!("k1 {}zz 1770000000", &secret[2..]),
-        format!("k1 {secret} 1770000000\nk1 {secret} 1770000000"),
+        format!("k1 {} 1770000000 current", &secret[1..]),
+        format!("k1 {}zz 1770000000 current", &secret[2..]),
+        format!("k1 {secret} 1770000000 current\nk1 {secret} 1770000000"),
+        format!("k1 {secret} 1770000000 current\nk2 {secret} 1770000000 current"),
+        format!("k1 {secret} 1770000000 last"),
+        format!("k1 {secret} 1770000000 current more"),
+        format!("k1 {secret} 1770000000"),
         String::new(),
     ];
     for text in cases {
@@ -57,7 +87,7 @@ fn a_malformed_line_is_told_by_its_number_and_never_shown() {
 
 #[test]
 fn secrets_do_not_show() {
-    let keyring = Keyring::parse(&format!("k1 {} 1770000000", "ab".repeat(64)), "test").expect("valid");
+    let keyring = Keyring::parse(&format!("k1 {} 1770000000 current", "ab".repeat(64)), "test").expect("valid");
     let shown = format!("{keyring:?}");
     assert!(!shown.contains("abab") && !shown.contains("171"), "{shown}");
 }

@@ -1,6 +1,6 @@
 //! Invitations: the one-time tokens that machines enrol with, of which the database knows the hashes alone.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use p2p_sync_proto::{Code, Problem, token};
 use tokio_postgres::Row;
@@ -50,6 +50,15 @@ pub struct InvitationRow {
     pub state: String,
     /// UTC.
     pub expires_at: String,
+}
+
+/// What a master key is in use for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyUsers {
+    /// Whose credentials are of it.
+    pub hosts: u64,
+    /// Whose tokens are sealed by it, and can still be used.
+    pub invitations: u64,
 }
 
 /// A host that a token made.
@@ -123,6 +132,24 @@ impl Store {
             "revoked" => refused(Code::Revoked, "this token, or the host that it made, was revoked"),
             _ => refused(Code::NotFound, "this token is not known here any more"),
         }
+    }
+
+    /// How many hosts hold a credential of each master key, or have been given one, and how many tokens are open that are
+    /// sealed by it. Revoked hosts do not count.
+    pub async fn key_users(&self) -> Result<HashMap<String, KeyUsers>, Problem> {
+        const USERS: &str = "SELECT key_id, sum(hosts)::bigint, sum(invitations)::bigint FROM ( \
+                SELECT key_id, 1 AS hosts, 0 AS invitations FROM p2p_sync.hosts WHERE status <> 'revoked' \
+                UNION ALL SELECT key_id, 0, 1 FROM p2p_sync.invitations \
+                    WHERE used_at IS NULL AND revoked_at IS NULL AND expires_at > now() \
+            ) AS users GROUP BY key_id";
+        let of = |row: &Row| {
+            let users = KeyUsers {
+                hosts: unsigned(row.get(1)),
+                invitations: unsigned(row.get(2)),
+            };
+            (row.get(0), users)
+        };
+        Ok(self.rows(USERS, &[]).await?.iter().map(of).collect())
     }
 
     /// All invitations that are kept, in the order they were made.

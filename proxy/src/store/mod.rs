@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 pub(crate) use call::without_nul;
 pub use hosts::{Claim, HostRow, HostStatus};
-pub use invitations::{Enrolled, Invitation, InvitationRow};
+pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
 pub use limbo::LimboRow;
 pub use maintain::Maintained;
