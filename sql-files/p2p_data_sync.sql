@@ -58,13 +58,22 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hosts (
     enrolled_at  timestamptz NOT NULL DEFAULT now(),
     public_key   bytea CHECK (octet_length(public_key) = 32),
     lock_reason  text,
-    last_seen    timestamptz
+    last_seen    timestamptz,
+    next_key_id      text,
+    next_request_id  uuid,
+    former_key_id    text,
+    renewed_by       uuid,
+    renewed_at       timestamptz
 );
 COMMENT ON TABLE p2p_sync.hosts IS 'Volunteers'' machines. No key is stored: each is derived from the master keyring';
 COMMENT ON COLUMN p2p_sync.hosts.account_id IS 'The volunteer''s game account; 0 for none';
 COMMENT ON COLUMN p2p_sync.hosts.public_key IS 'Ed25519, registered at enrolment; NULL for a host that was added by hand';
 COMMENT ON COLUMN p2p_sync.hosts.lock_reason IS 'Why it is locked, for people';
 COMMENT ON COLUMN p2p_sync.hosts.last_seen IS 'When it last said hello, to the minute';
+COMMENT ON COLUMN p2p_sync.hosts.next_key_id IS
+    'Of the next generation''s credential, which was given out and not used yet; next_request_id asked for it';
+COMMENT ON COLUMN p2p_sync.hosts.former_key_id IS
+    'Of the generation before, which is let in for a minute after renewed_at; renewed_by asked for the present one';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.invitations (
     invitation_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -532,6 +541,47 @@ BEGIN
     state := 'enrolled';
     host := p_host;
     key := p_key_id;
+END $$;
+
+-- Gives a host's next credential: `state` is 'given' with its master key and generation, the same again for the same
+-- request; 'none' where none is due (`p_due`) and none was given; 'cloned', and the host is locked, where another request
+-- under the same generation was there before, for the host itself repeats its first; or 'unknown'.
+CREATE OR REPLACE FUNCTION p2p_sync.renew_credential(
+    p_host uuid, p_generation bigint, p_request uuid, p_key_id text, p_due boolean,
+    OUT state text, OUT key text, OUT next_generation bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_found p2p_sync.hosts;
+    v_first uuid;
+BEGIN
+    SELECT * INTO v_found FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR UPDATE;
+    IF NOT FOUND OR v_found.generation NOT IN (p_generation, p_generation + 1) THEN
+        state := 'unknown';
+        RETURN;
+    END IF;
+    next_generation := p_generation + 1;
+    IF v_found.generation = p_generation THEN
+        v_first := v_found.next_request_id;
+        key := v_found.next_key_id;
+    ELSE
+        v_first := v_found.renewed_by;
+        key := v_found.key_id;
+    END IF;
+    IF v_first IS NULL THEN
+        state := 'none';
+        IF p_due THEN
+            UPDATE p2p_sync.hosts SET next_key_id = p_key_id, next_request_id = p_request WHERE host_id = p_host;
+            state := 'given';
+            key := p_key_id;
+        END IF;
+    ELSIF v_first = p_request THEN
+        state := 'given';
+    ELSE
+        state := 'cloned';
+        UPDATE p2p_sync.hosts SET status = 'locked',
+                lock_reason = 'its credential was renewed from two places: there is a copy of it'
+            WHERE host_id = p_host;
+    END IF;
 END $$;
 
 -- Renews all leases of a host, run out or not, and lists them. A repetition of an earlier renewal is not `fresh` and

@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     counters::{Counters, Counts, add},
     events::{self, AgentEvent, Events},
+    keys::Keys,
     lanes::{Lanes, Submission, Taken},
     leases::{LeaseState, LeaseStatus, Leases},
     link::{self, LinkState, Puller},
@@ -122,7 +123,15 @@ impl Agent {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let (outbox, found) = Outbox::open(&config.outbox_dir, credential)?;
+        let (outbox, found) = Outbox::open(&config.outbox_dir, credential, &config.former_credentials)?;
+        if !config.former_credentials.is_empty() {
+            // What opening wrapped anew the former ones open no more.
+            let forgotten = link::forget_former(&config.credential_file, credential.generation);
+            if let Err(problem) = forgotten {
+                tracing::warn!("a former credential is kept for now: {problem}");
+            }
+        }
+        let keys = Arc::new(Keys::new(credential));
         let policies = found
             .policies
             .unwrap_or_else(|| Policies::builtin().with_critical(&config.critical_types));
@@ -181,12 +190,18 @@ impl Agent {
             outbox_operations: AtomicU64::new(outbox.operations()),
             drained: (Mutex::new(()), Condvar::new()),
             dead_letter_requests: crossbeam_channel::bounded(4),
+            keys,
             config,
         });
         let runtime = link::runtime(shared.config.worker_threads)?;
         let puller = {
             let _inside = runtime.enter();
-            Arc::new(Puller::new(&shared.config, shared.incarnation, shared.sent.clone())?)
+            Arc::new(Puller::new(
+                &shared.config,
+                shared.keys.clone(),
+                shared.incarnation,
+                shared.sent.clone(),
+            ))
         };
         // Last of what can fail: it holds the outbox until it is told to end.
         let spooler = Spooler::new(shared.clone(), exits.spool, outbox);

@@ -21,6 +21,7 @@ use serde_json::{Value, value::RawValue};
 use self::events::{CHANGES_MAX, Events};
 use crate::{
     Agent, Config,
+    keys::Keys,
     link::{self, Puller},
     local_api::{self, Action, Member, READ_TIMEOUT, Request, answer},
     results::Observer,
@@ -357,7 +358,8 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
 
 fn read_without_outbox(config: &Config, request: &Request) -> Result<Value, Problem> {
     let runtime = link::runtime(1)?;
-    let puller = runtime.block_on(async { Puller::new(config, 0, Arc::default()) })?;
+    let keys = Arc::new(Keys::new(config.credential()?));
+    let puller = runtime.block_on(async { Puller::new(config, keys, 0, Arc::default()) });
     local_api::ask_hub(request, |question| {
         runtime.block_on(puller.pull(question, READ_TIMEOUT))
     })
@@ -369,7 +371,8 @@ fn watch(config: &Config, request: &Request) -> Result<ExitCode, Problem> {
     let watched = local_api::watch(&config.socket_path(), request, stdout());
     watched.unwrap_or_else(|| {
         let runtime = link::runtime(1)?;
-        let puller = runtime.block_on(async { Puller::new(config, 0, Arc::default()) })?;
+        let keys = Arc::new(Keys::new(config.credential()?));
+        let puller = runtime.block_on(async { Puller::new(config, keys, 0, Arc::default()) });
         let subscriptions = Arc::new(Subscriptions::new(config, Arc::new(puller)));
         let watch = Watch::begin(&subscriptions, runtime.handle(), subscription)?;
         let written = watch.write_lines(&mut stdout(), || false);

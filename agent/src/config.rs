@@ -82,8 +82,10 @@ pub struct Config {
     pub ca_pin: Option<[u8; PIN_BYTES]>,
     /// What the hub gave this host. An agent needs it; who attaches to one does not.
     pub credential: Option<Credential>,
-    /// Where enrolment keeps it.
+    /// Where enrolment and renewals keep it.
     pub credential_file: PathBuf,
+    /// Earlier credentials of this host, by which its outbox may still be sealed.
+    pub former_credentials: Vec<Credential>,
     /// Off: calls are answered with `UNSUPPORTED`, nothing is taken or sent; what the outbox holds stays there.
     pub enabled: bool,
     /// How long a waiting call waits at most.
@@ -211,13 +213,19 @@ impl Config {
             .resolve("text_encoding", |label| text::encoding(label).map(Some))
             .unwrap_or(encoding_rs::UTF_8);
         let debug = settings.switch("debug_mode");
-        let Held { ca_pin, credential, .. } = settings.finish(held)?;
+        let Held {
+            ca_pin,
+            credential,
+            former_credentials,
+            ..
+        } = settings.finish(held)?;
         Ok(Self {
             endpoint,
             tls_ca,
             ca_pin,
             credential,
             credential_file,
+            former_credentials,
             enabled,
             critical_timeout,
             critical_types,
@@ -276,6 +284,7 @@ struct Held {
     endpoint: String,
     ca_pin: Option<[u8; PIN_BYTES]>,
     credential: Option<Credential>,
+    former_credentials: Vec<Credential>,
 }
 
 /// Of a machine that is about to be enrolled.
@@ -288,7 +297,7 @@ fn to_be_enrolled(settings: &mut Settings, token: &Token) -> Held {
     Held {
         endpoint: token.endpoint.clone(),
         ca_pin: token.ca_pin,
-        credential: None,
+        ..Held::default()
     }
 }
 
@@ -312,20 +321,22 @@ fn held(settings: &mut Settings, file: &Path, attaches: bool) -> Held {
     };
     let is_there = read.is_some();
     let kept = read.unwrap_or_else(|| CredentialFile::new(file));
-    let credential = match (pasted, kept.credential) {
-        (Some(pasted), Some(kept)) if pasted.host_id != kept.host_id => {
-            let what_to_do = format!(
-                "this is the credential of host {}, and {shown} holds the one of host {}: empty encryption_key, or move that \
-                 file away",
-                pasted.host_id, kept.host_id
-            );
-            settings.refuse("encryption_key", Code::BadCredential, &what_to_do);
-            return Held::default();
-        }
-        (Some(pasted), Some(kept)) if pasted.generation > kept.generation => Some(pasted),
-        (_, Some(kept)) => Some(kept),
-        (pasted, None) => pasted,
-    };
+    if let (Some(pasted), Some(kept)) = (&pasted, &kept.credential)
+        && pasted.host_id != kept.host_id
+    {
+        let what_to_do = format!(
+            "this is the credential of host {}, and {shown} holds the one of host {}: empty encryption_key, or move that file \
+             away",
+            pasted.host_id, kept.host_id
+        );
+        settings.refuse("encryption_key", Code::BadCredential, &what_to_do);
+        return Held::default();
+    }
+    // The newest first; of two of one generation the kept one, which may be a renewal of it.
+    let mut credentials: Vec<Credential> = [kept.credential, kept.former, pasted].into_iter().flatten().collect();
+    credentials.sort_by_key(|credential| std::cmp::Reverse(credential.generation));
+    let former_credentials = credentials.split_off(credentials.len().min(1));
+    let credential = credentials.pop();
     if credential.is_none() && !attaches {
         let what_to_do = if is_there {
             format!("the enrolment into {shown} is not finished: run `p2p-sync-agent enrol` again with the same token")
@@ -341,6 +352,7 @@ fn held(settings: &mut Settings, file: &Path, attaches: bool) -> Held {
         endpoint: kept.endpoint,
         ca_pin: kept.ca_pin,
         credential,
+        former_credentials,
     }
 }
 

@@ -15,12 +15,15 @@ use p2p_sync_proto::{
     settings::{Key, Problems, Settings},
     token::check_endpoint,
 };
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-const KEYS: [Key; 4] = [
+const KEYS: [Key; 6] = [
     Key::new("endpoint", ""),
     Key::new("ca_pin", ""),
     Key::new("credential", ""),
+    Key::new("former_credential", ""),
+    Key::new("renewal_request", ""),
     Key::new("private_key", ""),
 ];
 /// Of the file, which has some 1 KiB.
@@ -36,6 +39,10 @@ pub(crate) struct CredentialFile {
     pub(crate) ca_pin: Option<[u8; PIN_BYTES]>,
     /// Absent while an enrolment is not finished.
     pub(crate) credential: Option<Credential>,
+    /// The one before, until the outbox's key is wrapped by the present one.
+    pub(crate) former: Option<Credential>,
+    /// Under which the next credential is asked for, from before the first request on.
+    pub(crate) renewal_request: Option<Uuid>,
     /// Absent where the host was added by hand.
     pub(crate) identity: Option<Identity>,
 }
@@ -48,6 +55,8 @@ impl CredentialFile {
             endpoint: String::new(),
             ca_pin: None,
             credential: None,
+            former: None,
+            renewal_request: None,
             identity: None,
         }
     }
@@ -87,6 +96,11 @@ impl CredentialFile {
                     .ok_or_else(|| "expected 64 hexadecimal digits".to_owned()),
             }),
             credential: settings.resolve("credential", credential),
+            former: settings.resolve("former_credential", credential),
+            renewal_request: settings.resolve("renewal_request", |text| match text {
+                "" => Ok(None),
+                text => text.parse().map(Some).map_err(|_| "expected a UUID".to_owned()),
+            }),
             identity: settings.resolve("private_key", |text| match text {
                 "" => Ok(None),
                 text => Identity::parse(text).map(Some).ok_or_else(|| "it is cut".to_owned()),
@@ -130,6 +144,12 @@ impl CredentialFile {
         if let Some(credential) = &self.credential {
             line("credential", &credential.to_text());
         }
+        if let Some(former) = &self.former {
+            line("former_credential", &former.to_text());
+        }
+        if let Some(request_id) = self.renewal_request {
+            line("renewal_request", &request_id.to_string());
+        }
         if let Some(identity) = &self.identity {
             line("private_key", &identity.to_text());
         }
@@ -172,7 +192,6 @@ fn pin_of(text: &str) -> Option<[u8; PIN_BYTES]> {
 #[cfg(test)]
 mod tests {
     use p2p_sync_proto::keys::{KeyId, MasterKey};
-    use uuid::Uuid;
 
     use super::*;
 
@@ -181,7 +200,9 @@ mod tests {
         CredentialFile {
             endpoint: "https://hub.example.org".to_owned(),
             ca_pin: Some([0xa7; PIN_BYTES]),
-            credential: Some(master.credential(Uuid::from_u128(7), 1)),
+            credential: Some(master.credential(Uuid::from_u128(7), 2)),
+            former: Some(master.credential(Uuid::from_u128(7), 1)),
+            renewal_request: Some(Uuid::new_v4()),
             identity: Some(Identity::generate()),
             ..CredentialFile::new(path)
         }

@@ -18,6 +18,7 @@ mod door;
 mod events;
 #[cfg(unix)]
 pub mod ffi;
+mod keys;
 mod lanes;
 mod leases;
 mod link;

@@ -19,6 +19,7 @@ use crate::{
     config::Config,
     counters::Counters,
     events::Events,
+    keys::Keys,
     lanes::{Lanes, Queued},
     leases::{Heard, Leases},
     link::{LinkState, Sent},
@@ -39,6 +40,7 @@ const GAPS_DELAY: Duration = Duration::from_millis(20);
 /// What all of the agent's threads share.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) keys: Arc<Keys>,
     pub(crate) opening_id: Uuid,
     pub(crate) incarnation: u64,
     /// Messages of this incarnation.

@@ -15,7 +15,7 @@ use p2p_sync_proto::{
     limits::{BULK_WINDOW_BATCHES, SEALED_BYTES_MAX},
     v1::{
         self, bulk_server::BulkServer, critical_server::CriticalServer, enrol_server::EnrolServer,
-        pull_server::PullServer, session_server::SessionServer,
+        pull_server::PullServer, rotate_server::RotateServer, session_server::SessionServer,
     },
 };
 use tonic::{Request, Response, Status, Streaming, server::NamedService, service::RoutesBuilder};
@@ -40,12 +40,13 @@ pub struct Ingress {
 
 impl Ingress {
     /// The names of all services that [`Self::add_to`] adds.
-    pub const SERVICES: [&'static str; 5] = [
+    pub const SERVICES: [&'static str; 6] = [
         SessionServer::<Self>::NAME,
         CriticalServer::<Self>::NAME,
         BulkServer::<Self>::NAME,
         PullServer::<Self>::NAME,
         EnrolServer::<Self>::NAME,
+        RotateServer::<Self>::NAME,
     ];
 
     /// The way into a hub.
@@ -73,7 +74,8 @@ impl Ingress {
             .add_service(critical)
             .add_service(bulk)
             .add_service(pull)
-            .add_service(EnrolServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX));
+            .add_service(EnrolServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX))
+            .add_service(RotateServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX));
     }
 }
 
@@ -143,20 +145,21 @@ impl v1::pull_server::Pull for Ingress {
 #[tonic::async_trait]
 impl v1::session_server::Session for Ingress {
     async fn hello(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (sender, greeted) = match self.hub.opener.open(Lane::Hello, request.get_ref()).await? {
+        let (sender, greeted) = match self.hub.opener.open_hello(request.get_ref()).await? {
             Ok(Authenticated { sender, body }) => {
                 let greeted = greet(&self.hub, sender.host_id(), &body).await;
                 (sender, greeted)
             }
             Err(Replayed { sender, problem }) => (sender, Err(problem)),
         };
-        let reply = greeted.unwrap_or_else(|problem| v1::HelloReply {
+        let mut reply = greeted.unwrap_or_else(|problem| v1::HelloReply {
             protocol_version: PROTOCOL_VERSION,
             hub_time_ms: now_ms(),
             code: problem.code.into(),
             message: problem.sentence,
             ..Default::default()
         });
+        reply.renew_credential = self.hub.opener.is_due_for_renewal(&sender);
         Ok(Response::new(sender.seal(&reply)))
     }
 
@@ -214,11 +217,59 @@ async fn enrol(hub: &Hub, holder: &TokenHolder, request: &v1::EnrolRequest) -> R
     })
 }
 
+#[tonic::async_trait]
+impl v1::rotate_server::Rotate for Ingress {
+    async fn renew(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let (sender, rotated) = match self.hub.opener.open(Lane::Rotate, request.get_ref()).await? {
+            Ok(Authenticated { sender, body }) => {
+                let rotated = rotate(&self.hub, &sender, &body).await;
+                (sender, rotated)
+            }
+            Err(Replayed { sender, problem }) => (sender, Err(problem)),
+        };
+        let mut reply = rotated.unwrap_or_else(|problem| v1::RotateReply {
+            code: problem.code.into(),
+            message: problem.sentence,
+            ..Default::default()
+        });
+        // Whatever the database holds now is what counts, also where it was locked just now.
+        self.hub.opener.forget(sender.host_id());
+        let sealed = sender.seal(&reply);
+        reply.credential.zeroize();
+        Ok(Response::new(sealed))
+    }
+}
+
+async fn rotate(hub: &Hub, sender: &Sender, request: &v1::RotateRequest) -> Result<v1::RotateReply, Problem> {
+    let bad = || Problem::new(Code::BadRequest, "a request's id has 16 bytes: update the agent");
+    let request_id = read_id(&request.request_id).ok_or_else(bad)?;
+    let (host_id, generation) = (sender.host_id(), sender.label().generation);
+    let (key_id, due) = (hub.opener.current_key(), hub.opener.is_due_for_renewal(sender));
+    let given = hub
+        .store
+        .renew_credential(host_id, generation, request_id, key_id.as_str(), due)
+        .await
+        .inspect_err(|problem| tracing::warn!(%host_id, %problem, "a credential is not renewed"))?;
+    let not_due = || {
+        Problem::new(
+            Code::BadRequest,
+            "this credential is of the hub's current key: there is nothing to renew",
+        )
+    };
+    let (key_id, generation) = given.ok_or_else(not_due)?;
+    let mut credential = hub.opener.credential(&key_id, host_id, generation)?;
+    Ok(v1::RotateReply {
+        credential: std::mem::take(&mut *credential),
+        ..Default::default()
+    })
+}
+
 async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result<v1::RenewReply, Problem> {
     let leases = hub.store.leases();
     let mut reply = v1::RenewReply {
         governed: leases.required,
         lease_ms: u64::try_from(leases.length.as_millis()).unwrap_or(u64::MAX),
+        renew_credential: hub.opener.is_due_for_renewal(sender),
         ..Default::default()
     };
     if leases.required {

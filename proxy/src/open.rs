@@ -14,6 +14,7 @@ use lru::LruCache;
 use p2p_sync_proto::{
     Code, Problem,
     envelope::Lane,
+    ids::read_id,
     keys::{Direction, KeyId, MasterKey, SealKey},
     message::{self, Label},
     v1,
@@ -31,6 +32,10 @@ use crate::{
 
 /// How long what the database said of a host is believed: a revoked host is out within this time, open streams included.
 const HOST_BELIEVED: Duration = Duration::from_secs(2);
+/// And how long at most where a message shows a credential that may have been given out since.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Between two looks whether a host's credential was copied: whoever repeats its old messages costs the database little.
+const LOOK_FOR_COPY: Duration = Duration::from_secs(1);
 /// Hosts remembered.
 const HOSTS_REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
@@ -122,23 +127,65 @@ pub struct Opener {
     /// Stands in for a key that is not in the keyring, so that an unknown key takes as long as a wrong seal.
     decoy: MasterKey,
     store: Store,
-    // A std mutex: held for a look-up, never across an await.
+    // Std mutexes: held for a look-up, never across an await.
     hosts: Mutex<LruCache<Uuid, Remembered>>,
+    /// When a host was last looked at for a copy of its credential.
+    suspected: Mutex<LruCache<Uuid, Instant>>,
     replays: Replays,
 }
 
 #[derive(Clone, Debug)]
 struct Remembered {
     /// Absent where the host is unknown or shut out.
-    admitted: Option<Admitted>,
+    admitted: Option<Arc<Admitted>>,
     since: Instant,
 }
 
-/// The credential that a host is let in by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The credentials that a host is let in by: master key of the present one, of the next, which was given out and not used
+/// yet, and of the one before, while its messages may be on their way.
+#[derive(Debug)]
 struct Admitted {
-    key_id: String,
     generation: u32,
+    key_id: String,
+    next_key_id: Option<String>,
+    former_key_id: Option<String>,
+}
+
+/// What a credential is to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    LetIn,
+    /// Its first use makes it the present one.
+    Next,
+    /// It was the host's, and is no more.
+    Passed,
+    /// As [`Self::Unknown`], but the next in number: given out a moment ago, maybe.
+    Ahead,
+    Unknown,
+}
+
+impl Admitted {
+    fn standing(&self, label: &Label) -> Standing {
+        let is = |key_id: &Option<String>| key_id.as_deref() == Some(label.key_id.as_str());
+        let (shown, held) = (u64::from(label.generation), u64::from(self.generation));
+        if shown == held && self.key_id == label.key_id.as_str() || shown + 1 == held && is(&self.former_key_id) {
+            Standing::LetIn
+        } else if shown == held + 1 && is(&self.next_key_id) {
+            Standing::Next
+        } else if shown < held {
+            Standing::Passed
+        } else if shown == held + 1 {
+            Standing::Ahead
+        } else {
+            Standing::Unknown
+        }
+    }
+}
+
+/// A message that opened, and what its credential is to the host.
+enum Opened<M> {
+    LetIn(Result<Authenticated<M>, Replayed>),
+    Passed(Label, M),
 }
 
 impl Opener {
@@ -150,6 +197,7 @@ impl Opener {
             decoy,
             store,
             hosts: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
+            suspected: Mutex::new(LruCache::new(HOSTS_REMEMBERED_MAX)),
             replays: Replays::default(),
         }
     }
@@ -164,6 +212,28 @@ impl Opener {
         lane: Lane,
         sealed: &v1::Sealed,
     ) -> Result<Result<Authenticated<M>, Replayed>, Status> {
+        match self.look(lane, sealed).await? {
+            Opened::LetIn(opened) => Ok(opened),
+            Opened::Passed(..) => Err(not_opened()),
+        }
+    }
+
+    /// As [`Self::open`], for the first message of a connection. One of an outbox that is not known, under a credential that
+    /// the host has renewed, locks the host: a copy of the credential is in use.
+    pub async fn open_hello(
+        &self,
+        sealed: &v1::Sealed,
+    ) -> Result<Result<Authenticated<v1::HelloRequest>, Replayed>, Status> {
+        match self.look(Lane::Hello, sealed).await? {
+            Opened::LetIn(opened) => Ok(opened),
+            Opened::Passed(label, hello) => {
+                self.look_for_a_copy(&label, &hello).await;
+                Err(not_opened())
+            }
+        }
+    }
+
+    async fn look<M: Message + Default>(&self, lane: Lane, sealed: &v1::Sealed) -> Result<Opened<M>, Status> {
         let label = Label::read(sealed).map_err(|_| not_opened())?;
         if label.lane != lane {
             return Err(not_opened());
@@ -172,28 +242,91 @@ impl Opener {
             tracing::debug!(host_id = %label.host_id, ?lane, "a message does not open");
             return Err(not_opened());
         };
-        let shown = Admitted {
-            key_id: label.key_id.as_str().to_owned(),
-            generation: label.generation,
+        let host_id = label.host_id;
+        let (mut admitted, mut asked_now) = self.admitted(host_id, HOST_BELIEVED).await?;
+        let standing_of = |admitted: &Option<Arc<Admitted>>| {
+            admitted
+                .as_ref()
+                .map_or(Standing::Unknown, |admitted| admitted.standing(&label))
         };
-        let (admitted, asked_now) = self.admitted(label.host_id).await?;
-        if admitted.as_ref() != Some(&shown) {
-            // Once for each question to the database: a host that goes on sending does not fill the log.
-            if asked_now {
-                tracing::warn!(host_id = %label.host_id, ?shown, ?admitted, "a host is turned away");
-            }
-            return Err(not_opened());
+        let mut standing = standing_of(&admitted);
+        if standing == Standing::Ahead && !asked_now {
+            (admitted, asked_now) = self.admitted(host_id, ASK_AGAIN).await?;
+            standing = standing_of(&admitted);
         }
-        let noted = self.replays.note(&label);
-        let sender = Sender {
-            host_id: label.host_id,
-            label,
-            to_host,
+        if standing == Standing::Next {
+            self.promote(&label).await?;
+            (admitted, asked_now) = self.admitted(host_id, Duration::ZERO).await?;
+            standing = standing_of(&admitted);
+        }
+        if standing == Standing::LetIn {
+            let noted = self.replays.note(&label);
+            let sender = Sender {
+                host_id,
+                label,
+                to_host,
+            };
+            return Ok(Opened::LetIn(match noted {
+                Ok(()) => Ok(Authenticated { sender, body }),
+                Err(problem) => Err(Replayed { sender, problem }),
+            }));
+        }
+        // Once for each question to the database: a host that goes on sending does not fill the log.
+        if asked_now {
+            let (key_id, generation) = (&label.key_id, label.generation);
+            tracing::warn!(%host_id, %key_id, generation, ?admitted, "a host is turned away");
+        }
+        if standing == Standing::Passed {
+            return Ok(Opened::Passed(label, body));
+        }
+        Err(not_opened())
+    }
+
+    /// Makes the credential that sealed a message the host's present one.
+    async fn promote(&self, label: &Label) -> Result<(), Status> {
+        let promoted = self.store.promote_credential(label.host_id, label.generation).await;
+        self.forget(label.host_id);
+        if promoted.map_err(|problem| Status::unavailable(problem.to_string()))? {
+            let (host_id, key_id, generation) = (label.host_id, &label.key_id, label.generation);
+            tracing::info!(%host_id, %key_id, generation, "a host has renewed its credential");
+        }
+        Ok(())
+    }
+
+    async fn look_for_a_copy(&self, label: &Label, hello: &v1::HelloRequest) {
+        let host_id = label.host_id;
+        // Without an outbox nothing tells a copy from a message that somebody repeats.
+        let Some(opening_id) = read_id(&hello.opening_id) else {
+            return;
         };
-        Ok(match noted {
-            Ok(()) => Ok(Authenticated { sender, body }),
-            Err(problem) => Err(Replayed { sender, problem }),
-        })
+        {
+            let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+            if suspected
+                .get(&host_id)
+                .is_some_and(|looked| looked.elapsed() < LOOK_FOR_COPY)
+            {
+                return;
+            }
+            suspected.put(host_id, Instant::now());
+        }
+        let locked = self
+            .store
+            .lock_cloned(host_id, label.generation, opening_id, hello.incarnation)
+            .await;
+        match locked {
+            Ok(true) => {
+                self.forget(host_id);
+                let generation = label.generation;
+                tracing::warn!(%host_id, generation, "a host is locked: a copy of its former credential is in use");
+            }
+            Ok(false) => {}
+            Err(problem) => tracing::warn!(%problem, %host_id, "it could not be seen whether a credential was copied"),
+        }
+    }
+
+    /// Whether a newer master key than the one that sealed a message is current.
+    pub fn is_due_for_renewal(&self, sender: &Sender) -> bool {
+        self.keyring.load().is_passed(&sender.label.key_id)
     }
 
     /// Opens a request that is sealed by an enrolment token. Whether the token is still worth something is not asked here.
@@ -256,15 +389,15 @@ impl Opener {
         Some((key(Direction::ToHost), body))
     }
 
-    /// The credential a host is let in by, and whether the database was asked for it just now.
-    async fn admitted(&self, host_id: Uuid) -> Result<(Option<Admitted>, bool), Status> {
+    /// What a host is let in by, asked of the database unless that was done within `believed`, and whether it was just now.
+    async fn admitted(&self, host_id: Uuid, believed: Duration) -> Result<(Option<Arc<Admitted>>, bool), Status> {
         let remembered = self
             .hosts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&host_id)
             .cloned();
-        if let Some(remembered) = remembered.filter(|remembered| remembered.since.elapsed() < HOST_BELIEVED) {
+        if let Some(remembered) = remembered.filter(|remembered| remembered.since.elapsed() < believed) {
             return Ok((remembered.admitted, false));
         }
         // The clock starts before the question: an answer is never believed longer than it says.
@@ -274,9 +407,13 @@ impl Opener {
             Status::unavailable(Problem::new(Code::HubUnavailable, HOSTS_UNREADABLE).to_string())
         })?;
         let active = row.filter(|row| row.status == HostStatus::Active);
-        let admitted = active.map(|row| Admitted {
-            key_id: row.key_id,
-            generation: row.generation,
+        let admitted = active.map(|row| {
+            Arc::new(Admitted {
+                generation: row.generation,
+                key_id: row.key_id,
+                next_key_id: row.next_key_id,
+                former_key_id: row.former_key_id,
+            })
         });
         let remembered = Remembered {
             admitted: admitted.clone(),

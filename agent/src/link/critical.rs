@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    leases,
+    leases, rotate,
     session::{Session, problem_of},
 };
 use crate::{pending::Flight, shared::Shared};
@@ -47,6 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     tokio::select! {
                         problem = serve(&shared, &session) => problem,
                         () = leases::keep(&shared, &session, pause) => unreachable!("it goes on for ever"),
+                        () = rotate::keep(&shared, &session) => unreachable!("it goes on for ever"),
                     }
                 }
                 Err(problem) => problem,

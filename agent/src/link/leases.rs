@@ -28,6 +28,7 @@ pub(super) async fn renew(shared: &Shared, session: &Session) -> Result<Duration
         .max_decoding_message_size(SEALED_BYTES_MAX);
     let answer = client.renew(call).await.map_err(|status| problem_of(&status))?;
     let reply: v1::RenewReply = session.sealer.open(&label, &answer.into_inner())?;
+    shared.keys.heard(&label, reply.renew_credential);
     match Code::try_from(reply.code).unwrap_or(Code::Internal) {
         Code::None => {}
         code => return Err(Problem::new(code, reply.message)),

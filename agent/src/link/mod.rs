@@ -7,9 +7,11 @@ mod critical;
 mod enrol;
 mod leases;
 mod pinned;
+mod rotate;
 mod session;
 
 pub(crate) use enrol::exchange;
+pub(crate) use rotate::forget_former;
 
 use std::{
     sync::{
@@ -27,7 +29,7 @@ use p2p_sync_proto::{
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
 
-use crate::{config::Config, events::Events, shared::Shared, threads};
+use crate::{config::Config, events::Events, keys::Keys, shared::Shared, threads};
 
 use connect::Connector;
 pub(crate) use session::Sent;
@@ -156,15 +158,15 @@ const ASKED_AGENT_MAX: usize = 4;
 
 impl Puller {
     /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part; `sent` is its count.
-    pub(crate) fn new(config: &Config, incarnation: u64, sent: Arc<Sent>) -> Result<Self, Problem> {
+    pub(crate) fn new(config: &Config, keys: Arc<Keys>, incarnation: u64, sent: Arc<Sent>) -> Self {
         let connector = Connector::new(config);
         let channel = session::endpoint(config).connect_with_connector_lazy(connector.clone());
         let client = PullClient::with_origin(channel, session::origin(config));
-        Ok(Self(Way::Itself {
+        Self(Way::Itself {
             connector,
             client: client.max_decoding_message_size(SEALED_BYTES_MAX),
-            sealer: Sealer::new(config.credential()?, incarnation, sent),
-        }))
+            sealer: Sealer::new(keys, incarnation, sent),
+        })
     }
 
     /// Reads through an agent.

@@ -9,7 +9,7 @@ use p2p_sync_proto::{
     Code, PROTOCOL_VERSION, Policies, Problem,
     envelope::Lane,
     ids,
-    keys::{Credential, Direction},
+    keys::Direction,
     limits::SEALED_BYTES_MAX,
     message::{self, Label},
     v1::{self, session_client::SessionClient},
@@ -18,7 +18,7 @@ use prost::Message;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::connect::{Connector, problem_in};
-use crate::{config::Config, shared::Shared};
+use crate::{config::Config, keys::Keys, shared::Shared};
 
 /// What a silent peer is given before the connection is taken for dead: one interval and this.
 const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -38,15 +38,15 @@ impl Sent {
 /// Seals a host's messages and opens the answers to them.
 #[derive(Clone)]
 pub(crate) struct Sealer {
-    credential: Arc<Credential>,
+    keys: Arc<Keys>,
     incarnation: u64,
     sent: Arc<Sent>,
 }
 
 impl Sealer {
-    pub(crate) fn new(credential: &Credential, incarnation: u64, sent: Arc<Sent>) -> Self {
+    pub(crate) fn new(keys: Arc<Keys>, incarnation: u64, sent: Arc<Sent>) -> Self {
         Self {
-            credential: Arc::new(credential.clone()),
+            keys,
             incarnation,
             sent,
         }
@@ -55,8 +55,9 @@ impl Sealer {
     /// Seals a message under a new id.
     pub(crate) fn seal(&self, lane: Lane, message: &impl Message) -> (Label, v1::Sealed) {
         let sequence = self.sent.next(lane);
-        let label = Label::from_credential(&self.credential, self.incarnation, sequence, ids::new_id(), lane);
-        let sealed = message::seal(&self.credential.to_hub, Direction::ToHub, &label, message);
+        let credential = self.keys.newest();
+        let label = Label::from_credential(&credential, self.incarnation, sequence, ids::new_id(), lane);
+        let sealed = message::seal(&credential.to_hub, Direction::ToHub, &label, message);
         (label, sealed)
     }
 
@@ -65,7 +66,8 @@ impl Sealer {
         if Label::read(sealed).as_ref() != Ok(label) {
             return Err(not_opened());
         }
-        message::open(&self.credential.to_host, Direction::ToHost, label, sealed).map_err(|_| not_opened())
+        let credential = self.keys.of(label).ok_or_else(not_opened)?;
+        message::open(&credential.to_host, Direction::ToHost, label, sealed).map_err(|_| not_opened())
     }
 }
 
@@ -108,7 +110,7 @@ impl Session {
         let channel = connected.map_err(|error| {
             problem_in(&error).unwrap_or_else(|| Problem::new(Code::HubUnavailable, error.to_string()))
         })?;
-        let sealer = Sealer::new(shared.config.credential()?, shared.incarnation, shared.sent.clone());
+        let sealer = Sealer::new(shared.keys.clone(), shared.incarnation, shared.sent.clone());
         let session = Self {
             connector,
             channel,
@@ -138,6 +140,7 @@ impl Session {
         let failed = |status| self.connector.problem_of(&status);
         let answer = client.hello(call).await.map_err(failed)?;
         let reply: v1::HelloReply = self.sealer.open(&label, &answer.into_inner())?;
+        shared.keys.heard(&label, reply.renew_credential);
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {
             Code::None => {}
             code => return Err(Problem::new(code, reply.message)),

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use p2p_sync_proto::{Code, Position, Problem, envelope::seal_with};
+use p2p_sync_proto::{
+    Code, Position, Problem,
+    envelope::{seal_with, wrap_key},
+};
 use prost::{Message as _, bytes::Bytes};
 use redb::{Database, Table, WriteTransaction};
 
@@ -49,6 +52,10 @@ pub(super) fn commit(outbox: &Outbox, database: &Database, changes: &[Change]) -
             }
             Change::Client(id, number) => {
                 write.open_table(CLIENTS)?.insert(id.as_u128(), (*number, now_ms()))?;
+            }
+            Change::Wrap(_, credential) => {
+                let wrapped = wrap_key(&credential.wrapping_key(), &outbox.key);
+                write.open_table(META)?.insert("data_key", wrapped.as_slice())?;
             }
             Change::ForgetClient(id) => {
                 write.open_table(CLIENTS)?.remove(id.as_u128())?;

@@ -9,6 +9,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -23,12 +24,15 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use uuid::Uuid;
 
 use crate::{
+    keys::Keys,
     lanes::{Presences, is_presence},
     pending::GroupOrder,
 };
 
 mod commit;
 mod file;
+#[cfg(test)]
+mod tests;
 
 use file::{
     FORMAT_VERSION, check_format, has_records, open_database, other_credential, read_meta, read_number, read_policies,
@@ -111,6 +115,8 @@ pub(crate) enum Change {
     /// An attached program's operations up to this number are here, or were refused.
     Client(Uuid, u64),
     ForgetClient(Uuid),
+    /// The data key is wrapped by this credential from then on, which is told to the keys.
+    Wrap(Arc<Keys>, Arc<Credential>),
 }
 
 /// What was found when the outbox was opened.
@@ -156,25 +162,33 @@ struct Sizes {
 
 impl Outbox {
     /// Opens the outbox in a folder, making it if there is none, and begins a new incarnation on disk.
-    pub(crate) fn open(folder: &Path, credential: &Credential) -> Result<(Self, Found), Problem> {
+    ///
+    /// It is sealed under `credential` from then on, whichever of that and its `former` ones it was sealed under.
+    pub(crate) fn open(
+        folder: &Path,
+        credential: &Credential,
+        former: &[Credential],
+    ) -> Result<(Self, Found), Problem> {
         fs::create_dir_all(folder).map_err(|error| unreadable(folder, &error))?;
-        match Self::open_once(folder, credential) {
+        match Self::open_once(folder, credential, former) {
             // A full disk may be all that is wrong: what is set aside is for that.
             Err(problem) if problem.code == Code::OutboxUnreadable && fs::remove_file(reserve(folder)).is_ok() => {
                 tracing::warn!("{problem}: trying again with the space that was set aside");
-                Self::open_once(folder, credential)
+                Self::open_once(folder, credential, former)
             }
             opened => opened,
         }
     }
 
-    fn open_once(folder: &Path, credential: &Credential) -> Result<(Self, Found), Problem> {
+    fn open_once(folder: &Path, credential: &Credential, former: &[Credential]) -> Result<(Self, Found), Problem> {
         let database = open_database(folder)?;
         let meta = read_meta(&database).map_err(|error| unreadable(folder, &error))?;
         check_format(folder, &meta)?;
         let (id, key) = match (read_uuid(&meta, "id"), meta.get("data_key")) {
             (Some(id), Some(wrapped)) => {
-                let key = unwrap_key(&credential.wrapping_key(), wrapped).map_err(|_| other_credential(folder))?;
+                let mut credentials = [credential].into_iter().chain(former);
+                let unwrapped = credentials.find_map(|one| unwrap_key(&one.wrapping_key(), wrapped).ok());
+                let key = unwrapped.ok_or_else(|| other_credential(folder))?;
                 (id, key)
             }
             _ if has_records(&database).map_err(|error| unreadable(folder, &error))? => {
@@ -312,6 +326,11 @@ impl Outbox {
         match commit::commit(self, database, changes) {
             Ok(sizes) => {
                 self.sizes = sizes;
+                for change in changes {
+                    if let Change::Wrap(keys, credential) = change {
+                        keys.note_wrapped(credential.generation);
+                    }
+                }
                 Ok(())
             }
             Err(error) => {

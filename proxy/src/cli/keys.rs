@@ -85,6 +85,10 @@ fn rotate(file: &Path, id: Option<&KeyId>) -> Result<(), Problem> {
 }
 
 async fn retire(file: &Path, id: &KeyId, config: &Config) -> Result<(), Problem> {
+    if Keyring::load(file)?.current().id() == id {
+        // It says why not.
+        return keyring::retire(file, id);
+    }
     log_warnings();
     let store = Store::connect(&config.store).await?;
     let users = store.key_users().await;

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::{Store, not_answering, signed, unavailable, unsigned};
 
 const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status, lock_reason, \
-    to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM p2p_sync.hosts";
+    to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), next_key_id, \
+    CASE WHEN renewed_at > now() - interval '60 seconds' THEN former_key_id END FROM p2p_sync.hosts";
 
 /// Seldom: a row that changes every few seconds would be one to vacuum.
 const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() \
@@ -99,6 +100,10 @@ pub struct HostRow {
     pub lock_reason: Option<String>,
     /// When it last said hello, UTC, to the minute.
     pub last_seen: Option<String>,
+    /// Of the next generation's credential, where it was given out and not used yet.
+    pub next_key_id: Option<String>,
+    /// Of the generation before, for a minute after the renewal: what it sealed may still be on its way.
+    pub former_key_id: Option<String>,
 }
 
 impl HostRow {
@@ -113,6 +118,8 @@ impl HostRow {
             status: row.get::<_, &str>(5).parse().unwrap_or(HostStatus::Locked),
             lock_reason: row.get(6),
             last_seen: row.get(7),
+            next_key_id: row.get(8),
+            former_key_id: row.get(9),
         }
     }
 }

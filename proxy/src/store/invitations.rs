@@ -139,6 +139,8 @@ impl Store {
     pub async fn key_users(&self) -> Result<HashMap<String, KeyUsers>, Problem> {
         const USERS: &str = "SELECT key_id, sum(hosts)::bigint, sum(invitations)::bigint FROM ( \
                 SELECT key_id, 1 AS hosts, 0 AS invitations FROM p2p_sync.hosts WHERE status <> 'revoked' \
+                UNION ALL SELECT next_key_id, 1, 0 FROM p2p_sync.hosts \
+                    WHERE status <> 'revoked' AND next_key_id IS NOT NULL \
                 UNION ALL SELECT key_id, 0, 1 FROM p2p_sync.invitations \
                     WHERE used_at IS NULL AND revoked_at IS NULL AND expires_at > now() \
             ) AS users GROUP BY key_id";

@@ -18,6 +18,7 @@ mod maintain;
 mod players;
 mod pools;
 mod read;
+mod renewal;
 pub mod schema;
 mod verdicts;
 

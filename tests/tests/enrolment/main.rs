@@ -5,6 +5,7 @@
 mod authority;
 mod exchange;
 mod holder;
+mod rotation;
 #[path = "../tls/world.rs"]
 #[allow(dead_code)]
 mod tls_world;

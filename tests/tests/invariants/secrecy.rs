@@ -446,3 +446,111 @@ fn invariant_11_no_struct_holds_a_secret_in_a_type_that_shows_it() {
     }
     assert!(seen > 500, "{seen} members were looked at");
 }
+
+/// A line of a credential file, decoded.
+fn decoded_line(file: &str, name: &str) -> Vec<u8> {
+    let line = file.lines().find_map(|line| line.strip_prefix(name));
+    let text = line.unwrap_or_else(|| panic!("{name} is not in the file"));
+    URL_SAFE_NO_PAD
+        .decode(text.split_once('_').expect("a prefix").1)
+        .expect("base64url")
+}
+
+#[test]
+fn invariant_11_tokens_private_keys_and_renewed_credentials_show_in_no_log_error_or_row() {
+    let mut guarded = Guarded::new();
+    let world = &mut guarded.world;
+    world.hub.start();
+    let endpoint = world.endpoint();
+    let invite = ["hosts", "invite", "--account", "7", "--endpoint", endpoint.as_str()];
+    let tokens = [world.hub.command(&invite), world.hub.command(&invite)];
+    let folder = world.folder.path().join("enrolled");
+    let debug = [
+        ("debug_mode", "yes".to_owned()),
+        ("connect_timeout_ms", "1000".to_owned()),
+    ];
+    let mut agent = stack::Agent::enrolled(Path::new(PROGRAM), &folder, &tokens[0], &debug);
+    let file = folder.join("p2p_sync_credential");
+    let kept = || std::fs::read_to_string(&file).expect("kept");
+    let first = kept();
+    world.hub.command(&["keys", "rotate"]);
+    agent.start();
+    until("the credential is renewed", || {
+        let now = kept();
+        !now.contains("former_credential")
+            && !now.contains("renewal_request")
+            && now.len() == first.len()
+            && now != first
+    });
+    agent.stop();
+
+    // Everything that can go wrong with a token, as its holder is told of it.
+    let mut told = String::new();
+    let mut enrol = |token: &str, name: &str| {
+        let config = world.folder.path().join(name).join("p2p_data_sync.conf");
+        std::fs::create_dir_all(config.parent().expect("a folder")).expect("made");
+        std::fs::write(&config, "debug_mode = yes\nconnect_timeout_ms = 1000\n").expect("written");
+        let output = Command::new(PROGRAM)
+            .args(["agent", "enrol", token, "--config"])
+            .arg(&config)
+            .output()
+            .expect("it runs");
+        assert!(!output.status.success(), "{name}");
+        told += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
+    };
+    let (used, open) = (&tokens[0], &tokens[1]);
+    enrol(used, "used");
+    enrol(&used[..used.len() - 1], "cut");
+    world.hub.command(&["hosts", "uninvite", "2"]);
+    enrol(open, "withdrawn");
+    world.hub.stop();
+    enrol(open, "away");
+    assert!(
+        told.contains("E331 ") && told.contains("E130 ") && told.contains("E303 ") && told.contains("E405 "),
+        "{told}"
+    );
+
+    let mut secrets = guarded.hub_secrets.clone();
+    for token in &tokens {
+        let decoded = URL_SAFE_NO_PAD
+            .decode(token.split_once('_').expect("a prefix").1)
+            .expect("base64url");
+        // Behind the key id k1 with its length, and the token's id.
+        let secret = &decoded[1 + 2 + 16..][..SECRET_BYTES];
+        secrets.extend(forms(secret));
+        secrets.push(token[120..].to_owned());
+        let id = &decoded[1 + 2..][..16];
+        secrets.extend([uuid::Uuid::from_slice(id).expect("16 octets").to_string()]);
+    }
+    let identity = decoded_line(&first, "private_key = ");
+    secrets.extend(forms(&identity[..32]));
+    for file in [&first, &kept()] {
+        let line = file.lines().find_map(|line| line.strip_prefix("credential = "));
+        secrets.extend(forms_of_credential(line.expect("enrolled")));
+    }
+    let keyring = Keyring::load(&keyring_file(world)).expect("there");
+    secrets.extend(forms(keyring.current().expose_secret()));
+
+    let mut rows = String::new();
+    for table in ["hosts", "invitations"] {
+        for row in world.rows(&format!("SELECT t::text FROM p2p_sync.{table} AS t"), &[]) {
+            rows += row.get(0);
+        }
+    }
+    assert!(rows.contains("k2"), "{rows}");
+    for (what, text) in [
+        ("what a token's holder is told", &told),
+        ("the hub's log", &world.hub.log()),
+        ("the agent's log", &agent.log()),
+        ("the database", &rows),
+    ] {
+        assert_shows_none(what, text, &secrets);
+    }
+    let read = p2p_sync_proto::token::Token::parse(open).expect("whole");
+    let shown = format!(
+        "{read:?} {read:#?} {:?} {:?}",
+        read.secret,
+        Config::load(agent.config())
+    );
+    assert_shows_none("Debug of what holds them", &shown, &secrets);
+}
