@@ -101,7 +101,7 @@ fn a_machine_enrols_by_a_token_alone_through_tls_of_a_private_ca() {
     );
     let elsewhere = world.folder.path().join("elsewhere/conf/p2p_data_sync.conf");
     let (told, well) = enrol(&elsewhere, &token);
-    assert!(!well && told.contains("E331 TOKEN_USED: "), "{told}");
+    assert!(!well && told.contains("E315 TOKEN_USED: "), "{told}");
     let (told, well) = enrol(&elsewhere, &invite(&world, &endpoint));
     assert!(well && told.contains("Another host holds prontera still"), "{told}");
     let (told, well) = tls_world::run("agent", &["get", "prontera/MAP_STATE"], &elsewhere, &[]);
@@ -209,10 +209,10 @@ fn what_is_pasted_wrongly_is_told_as_what_it_is() {
     ];
     let off_the_machine = world.hub.command(&invite);
     for (pasted, told) in [
-        ("", "E130 BAD_TOKEN: the token is empty"),
-        ("token", "E130 BAD_TOKEN: this is not an enrolment token"),
-        (&credential, "E130 BAD_TOKEN: this is a credential, not a token"),
-        (&off_the_machine[..100], "E130 BAD_TOKEN: this token is damaged or cut"),
+        ("", "E120 BAD_TOKEN: the token is empty"),
+        ("token", "E120 BAD_TOKEN: this is not an enrolment token"),
+        (&credential, "E120 BAD_TOKEN: this is a credential, not a token"),
+        (&off_the_machine[..100], "E120 BAD_TOKEN: this token is damaged or cut"),
         (
             &off_the_machine,
             "E107 BAD_ENDPOINT: main_server_endpoint: http:// is for a hub on this machine",

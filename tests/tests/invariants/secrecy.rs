@@ -506,7 +506,7 @@ fn invariant_11_tokens_private_keys_and_renewed_credentials_show_in_no_log_error
     world.hub.stop();
     enrol(open, "away");
     assert!(
-        told.contains("E331 ") && told.contains("E130 ") && told.contains("E303 ") && told.contains("E405 "),
+        told.contains("E315 ") && told.contains("E120 ") && told.contains("E303 ") && told.contains("E405 "),
         "{told}"
     );
 
