@@ -185,6 +185,7 @@ impl Agent {
             stopping: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             stop_wake: Notify::new(),
+            limited_told: Mutex::default(),
             flushing: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(outbox.bytes()),
             outbox_operations: AtomicU64::new(outbox.operations()),

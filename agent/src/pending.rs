@@ -102,6 +102,17 @@ pub(crate) struct Flight {
     pub(crate) withdrawn: Vec<SequenceRange>,
 }
 
+impl Flight {
+    /// A message of nothing: its seal alone says something.
+    pub(crate) fn empty() -> Self {
+        Self {
+            operations: vec![],
+            taken: vec![],
+            withdrawn: vec![],
+        }
+    }
+}
+
 /// All that is on its way.
 #[derive(Debug)]
 pub(crate) struct Pending {

@@ -34,6 +34,9 @@ use crate::{
 /// How soon an operation is sent again whose predecessor was not settled yet, first and longest.
 const NOT_YET_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// Between two lines of the log that say that the hub wants operations more slowly.
+const LIMITED_TOLD_EVERY: Duration = Duration::from_mins(1);
+
 /// How soon what would have left too many gaps is looked at again, at least.
 const GAPS_DELAY: Duration = Duration::from_millis(20);
 
@@ -70,6 +73,8 @@ pub(crate) struct Shared {
     /// The link has ended: the spooler writes what is left and ends too.
     pub(crate) finishing: AtomicBool,
     pub(crate) stop_wake: Notify,
+    /// When it was told last that the hub wants operations more slowly.
+    pub(crate) limited_told: Mutex<Option<Instant>>,
     /// Someone waits for the outbox to be empty: nothing lingers.
     pub(crate) flushing: AtomicBool,
     pub(crate) outbox_bytes: AtomicU64,
@@ -224,9 +229,14 @@ impl Shared {
             }
             return self.put_back(flight, GAPS_DELAY);
         }
-        if code != Code::None {
+        let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
+        let is_limited = |outcome: &v1::Outcome| outcome.code() == Code::RateLimited;
+        if code == Code::RateLimited || reply.outcomes.iter().any(is_limited) {
+            self.tell_limited(&reply.message);
+        } else if code != Code::None {
             tracing::warn!(%code, reason = reply.message, "the hub did not decide a batch; it is sent again");
-            let at_least = Duration::from_millis(u64::from(reply.retry_after_ms));
+        }
+        if code != Code::None {
             return self.put_back(flight, at_least);
         }
         let mut outcomes: HashMap<usize, v1::Outcome> = reply
@@ -236,11 +246,16 @@ impl Shared {
             .collect();
         for (index, (position, _)) in flight.operations.iter().enumerate() {
             let outcome = outcomes.remove(&index);
+            let at_least = if outcome.as_ref().is_some_and(is_limited) {
+                at_least
+            } else {
+                Duration::ZERO
+            };
             match outcome.map(|outcome| settled_by(outcome.state, outcome.code, outcome.message)) {
                 None => self.settle(*position, Settled::plain(OperationState::Applied)),
                 Some(Some(settled)) => self.settle(*position, settled),
                 Some(None) => self.pending().not_yet(*position, now, |attempts| {
-                    resend::delay(attempts, NOT_YET_DELAY, fastrand::f64())
+                    resend::delay(attempts, NOT_YET_DELAY, fastrand::f64()).max(at_least)
                 }),
             }
         }
@@ -251,6 +266,18 @@ impl Shared {
         }
         self.critical_wake.notify_one();
         self.bulk_wake.notify_one();
+    }
+
+    /// Tells now and then that the hub wants this host's operations more slowly.
+    fn tell_limited(&self, reason: &str) {
+        let mut told = self.limited_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= LIMITED_TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                reason,
+                "the hub takes operations more slowly than they are made; they are kept and sent later"
+            );
+        }
     }
 
     /// Puts back what was not answered, to be sent again; after `at_least`, if the hub said so.

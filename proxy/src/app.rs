@@ -23,6 +23,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder;
 
 use crate::{
+    admission::{
+        hosts::Hosts,
+        intake::{Intake, Opening},
+        peers::Peers,
+    },
     cache::Cache,
     config::{Admission, Config},
     host_cache::HostCache,
@@ -53,6 +58,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Streams that a connection may open and reset without having been served, before it is cut.
 const RESET_STREAMS_MAX: usize = 64;
+/// What a peer may send ahead of what is read. A batch over a line of 100 ms comes at 2.5 MB a second at most.
+const WINDOW_BYTES: u32 = 256 * 1024;
 
 /// A proxy that holds its port, its database and its keys, and has yet to serve.
 #[derive(Debug)]
@@ -109,6 +116,8 @@ impl App {
         let (draining, drained) = watch::channel(false);
         let hub = Hub {
             opener: Opener::new(keyring, store.clone()),
+            opening: Opening::default(),
+            hosts: Hosts::new(config.admission.quota, config.store.critical_connections),
             rules: ArcSwap::from_pointee(rules),
             store,
             cache,
@@ -178,13 +187,15 @@ impl App {
             tracing::info!(certificate = %tls.validity(), "hosts are served over TLS");
             background.spawn(tls.follow());
         }
-        let incoming = connections(listener, served, admission.connections_max, GREETING_TIMEOUT);
+        let peers = Peers::new(admission.connections_per_address_max);
+        let incoming = connections(listener, served, admission.connections_max, peers, GREETING_TIMEOUT);
         let mut ended = hub.draining.clone();
         let graceful = async move {
             // An error means that the sender is gone, and with it the reason to serve.
             let _over = ended.wait_for(|draining| *draining).await;
         };
         let serving = server(&admission)
+            .layer(Intake::default())
             .add_routes(routes.routes())
             .serve_with_incoming_shutdown(incoming, graceful);
         let mut serving = std::pin::pin!(serving);
@@ -267,6 +278,9 @@ fn server(admission: &Admission) -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESET_STREAMS_MAX))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
 }
 
 fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {

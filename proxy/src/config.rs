@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use p2p_sync_proto::{
 };
 
 use crate::{
+    admission::hosts::Quota,
     secret::Secret,
     store::{Connection, Leases, StoreConfig, parse_url},
     tls,
@@ -23,15 +25,19 @@ use crate::{
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 36] = [
+pub const KEYS: [Key; 40] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
     Key::new("tls_key", ""),
     Key::new("allow_insecure", "no"),
     Key::new("max_connections", "1024"),
+    Key::new("max_connections_per_address", "auto"),
     Key::new("max_streams_per_connection", "64"),
     Key::new("request_timeout_ms", "30000"),
+    Key::new("host_ops_per_second", "50000"),
+    Key::new("host_kib_per_second", "32768"),
+    Key::new("host_calls_per_second", "1000"),
     Key::new("pg_connection_string", ""),
     Key::new("embedded_data_dir", "p2p-sync-data"),
     Key::new("pg_pool_size_critical", "4"),
@@ -107,10 +113,14 @@ pub struct Config {
 pub struct Admission {
     /// Open connections.
     pub connections_max: usize,
+    /// Of one address; absent where all come through an edge.
+    pub connections_per_address_max: Option<usize>,
     /// Calls in flight on one of them.
     pub streams_per_connection_max: u32,
     /// How long a call may take.
     pub request_timeout: Duration,
+    /// What each host may send.
+    pub quota: Quota,
 }
 
 /// Where Redis is.
@@ -172,14 +182,11 @@ impl Config {
     ) -> Result<Self, Problems> {
         let mut raw = Settings::read(text, &KEYS, environment);
         let tls = tls(&mut raw, folder);
+        let speaks_tls = tls.is_some();
         let config = Self {
-            listen: listen(&mut raw, tls.is_some()),
+            listen: listen(&mut raw, speaks_tls),
             tls,
-            admission: Admission {
-                connections_max: raw.number("max_connections", 1..=65_536),
-                streams_per_connection_max: raw.number("max_streams_per_connection", 8..=1024),
-                request_timeout: Duration::from_millis(raw.number("request_timeout_ms", 100..=600_000)),
-            },
+            admission: admission(&mut raw, speaks_tls),
             store: store(&mut raw, folder, overrides),
             redis: redis(&mut raw),
             cache: CacheBounds {
@@ -261,6 +268,36 @@ fn listen(raw: &mut Settings, speaks_tls: bool) -> SocketAddr {
         raw.refuse("bind_address", Code::BadValue, what_to_do);
     }
     SocketAddr::new(address.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)
+}
+
+fn admission(raw: &mut Settings, speaks_tls: bool) -> Admission {
+    /// Several tables of agents behind one router, each with three connections.
+    const PER_ADDRESS: usize = 64;
+    let per_address = raw.resolve("max_connections_per_address", |text| match text {
+        // Without TLS an edge stands before the hub, and all come from its address.
+        "auto" => Ok(if speaks_tls { PER_ADDRESS } else { 0 }),
+        text => match text.parse() {
+            Ok(number @ 0..=65_536) => Ok(number),
+            _ => Err("expected auto, 0 for no bound, or 1 to 65536".to_owned()),
+        },
+    });
+    // In each of these ranges a message of the largest kind comes through within the time that one waits.
+    let mut per_second = |key: &str, min: u32, max: u32| {
+        let number: u32 = raw.number(key, min..=max);
+        NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+    };
+    let quota = Quota {
+        operations: per_second("host_ops_per_second", 100, 10_000_000),
+        kib: per_second("host_kib_per_second", 256, 4_194_304),
+        calls: per_second("host_calls_per_second", 1, 1_000_000),
+    };
+    Admission {
+        connections_max: raw.number("max_connections", 1..=65_536),
+        connections_per_address_max: Some(per_address).filter(|max| *max > 0),
+        streams_per_connection_max: raw.number("max_streams_per_connection", 8..=1024),
+        request_timeout: Duration::from_millis(raw.number("request_timeout_ms", 100..=600_000)),
+        quota,
+    }
 }
 
 fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfig {

@@ -2,8 +2,8 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::{Stream, StreamExt};
@@ -18,14 +18,20 @@ use p2p_sync_proto::{
         pull_server::PullServer, rotate_server::RotateServer, session_server::SessionServer,
     },
 };
+use prost::Message;
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming, server::NamedService, service::RoutesBuilder};
 use uuid::Uuid;
 use zeroize::Zeroize as _;
 
 use crate::{
+    admission::{
+        hosts::{Host, StreamPlace},
+        intake::Incoming,
+    },
     open::{Authenticated, Replayed, Sender, TokenHolder},
     operation::COUNTER_MAX,
-    pipeline::{Hub, Turn, Turns, write_to_the_end},
+    pipeline::{Hub, LetIn, Turn, Turns, refused, write_to_the_end},
     pull,
 };
 
@@ -82,12 +88,88 @@ impl Ingress {
 #[tonic::async_trait]
 impl v1::critical_server::Critical for Ingress {
     async fn apply(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let permit = self.hub.writes.critical()?;
-        let (hub, turn) = (Arc::clone(&self.hub), Turn::default());
-        write_to_the_end(hub, Lane::Critical, request.into_inner(), permit, turn)
-            .await
-            .map(Response::new)
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Critical, incoming.as_deref(), request.into_inner()).await?;
+        let (host, message) = match opened {
+            Ok(message) => message,
+            Err(replayed) => return Ok(Response::new(told(&self.hub, replayed))),
+        };
+        let answer = let_in(&self.hub, Lane::Critical, &host, message, Turn::default()).await?;
+        Ok(answered(&host, answer.await?).await)
     }
+}
+
+/// Opens a message; from there on its host answers for it.
+async fn open<M: Message + Default>(
+    hub: &Hub,
+    lane: Lane,
+    incoming: Option<&Incoming>,
+    sealed: v1::Sealed,
+) -> Result<Result<(Arc<Host>, Authenticated<M>), Replayed>, Status> {
+    open_by(hub, incoming, sealed.body.len(), hub.opener.open(lane, &sealed)).await
+}
+
+/// Opens a message of so many bytes by one of the opener's ways, and counts for its connection whether it did.
+async fn open_by<M>(
+    hub: &Hub,
+    incoming: Option<&Incoming>,
+    bytes: usize,
+    opening: impl Future<Output = Result<Result<Authenticated<M>, Replayed>, Status>>,
+) -> Result<Result<(Arc<Host>, Authenticated<M>), Replayed>, Status> {
+    let turn = hub.opening.turn(bytes).await;
+    let opened = opening.await;
+    drop(turn);
+    match (&opened, incoming) {
+        (Ok(Ok(_)), Some(incoming)) => incoming.opened(),
+        // What was recorded proves nobody to be there.
+        (Ok(Err(_)), Some(incoming)) => incoming.not_opened(),
+        (Err(status), Some(incoming)) if status.code() == tonic::Code::Unauthenticated => incoming.not_opened(),
+        _ => {}
+    }
+    Ok(opened?.map(|message| (hub.hosts.of(message.sender.host_id()), message)))
+}
+
+/// The answer to a message that was taken before.
+fn told(hub: &Hub, Replayed { sender, problem }: Replayed) -> v1::Sealed {
+    sender.seal(&refused(hub, problem))
+}
+
+/// Lets a message in as soon as its host's share and the hub have room, and begins its way: it goes on whether or not the
+/// answer is waited for. What there is no room for is answered at once, and comes again.
+async fn let_in(
+    hub: &Arc<Hub>,
+    lane: Lane,
+    host: &Arc<Host>,
+    message: Authenticated<v1::OperationBatch>,
+    turn: Turn,
+) -> Result<Answer, Status> {
+    let received = Instant::now();
+    match host.admit(lane, &message.body, &hub.writes).await? {
+        Ok(admitted) => {
+            let let_in = LetIn {
+                host: Arc::clone(host),
+                message,
+                lane,
+                received,
+                admitted,
+                turn,
+            };
+            Ok(Box::pin(write_to_the_end(Arc::clone(hub), let_in)))
+        }
+        Err(busy) => {
+            let reply = busy.reply(hub.timeline.load(Ordering::Relaxed));
+            let sealed = message.sender.seal(&reply);
+            Ok(Box::pin(std::future::ready(Ok(sealed))))
+        }
+    }
+}
+
+/// An answer that counts as unread until its host has read it.
+async fn answered(host: &Host, sealed: v1::Sealed) -> Response<v1::Sealed> {
+    let room = host.answering(sealed.body.len()).await;
+    let mut answer = Response::new(sealed);
+    answer.extensions_mut().insert(Arc::new(room));
+    answer
 }
 
 #[tonic::async_trait]
@@ -97,17 +179,27 @@ impl v1::bulk_server::Bulk for Ingress {
     /// Reads on while earlier batches are stored, at most a window of them; the answers come in the order of the
     /// batches. A batch that does not open ends the stream, and so does the hub's shutdown, after what was read.
     async fn stream(&self, request: Request<Streaming<v1::Sealed>>) -> Result<Response<Self::StreamStream>, Status> {
-        let hub = Arc::clone(&self.hub);
-        let mut draining = hub.draining.clone();
+        let mut draining = self.hub.draining.clone();
+        let ends = Arc::new(Notify::new());
+        let told = Arc::clone(&ends);
         let shutdown = async move {
-            // An error means that nobody is left to drain for.
-            let _ = draining.wait_for(|draining| *draining).await;
+            tokio::select! {
+                // An error means that nobody is left to drain for.
+                _ = draining.wait_for(|draining| *draining) => {}
+                () = told.notified() => {}
+            }
         };
+        let stream = Arc::new(BulkStream {
+            hub: Arc::clone(&self.hub),
+            incoming: Incoming::of(&request),
+            ends,
+            place: OnceLock::new(),
+        });
         let mut turns = Turns::default();
         let answers = request
             .into_inner()
             .take_until(Box::pin(shutdown))
-            .then(move |sealed| admit(Arc::clone(&hub), sealed, turns.next_turn()))
+            .then(move |sealed| Arc::clone(&stream).admit(sealed, turns.next_turn()))
             .map(|begun| async {
                 match begun {
                     Ok(answer) => answer.await,
@@ -121,33 +213,60 @@ impl v1::bulk_server::Bulk for Ingress {
 
 type Answer = Pin<Box<dyn Future<Output = Result<v1::Sealed, Status>> + Send>>;
 
-/// Lets a batch in, in the order of the stream, and begins its way: it goes on whether or not the answer is waited for.
-async fn admit(hub: Arc<Hub>, sealed: Result<v1::Sealed, Status>, turn: Turn) -> Result<Answer, Status> {
-    let sealed = sealed?;
-    let permit = hub.writes.bulk().await?;
-    Ok(Box::pin(write_to_the_end(hub, Lane::Bulk, sealed, permit, turn)))
+/// One stream of batches.
+struct BulkStream {
+    hub: Arc<Hub>,
+    incoming: Option<Arc<Incoming>>,
+    ends: Arc<Notify>,
+    /// Among the streams of the host that its first batch was sealed by.
+    place: OnceLock<StreamPlace>,
+}
+
+impl BulkStream {
+    /// Lets a batch in, in the order of the stream; the next one is not read before.
+    async fn admit(self: Arc<Self>, sealed: Result<v1::Sealed, Status>, turn: Turn) -> Result<Answer, Status> {
+        let (host, message) = match open(&self.hub, Lane::Bulk, self.incoming.as_deref(), sealed?).await? {
+            Ok(message) => message,
+            Err(replayed) => return Ok(Box::pin(std::future::ready(Ok(told(&self.hub, replayed))))),
+        };
+        self.place.get_or_init(|| host.stream(&self.ends));
+        let_in(&self.hub, Lane::Bulk, &host, message, turn).await
+    }
 }
 
 #[tonic::async_trait]
 impl v1::pull_server::Pull for Ingress {
     async fn call(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (sender, reply) = match self.hub.opener.open(Lane::Pull, request.get_ref()).await? {
-            Ok(Authenticated { sender, body }) => {
-                let reply = pull::answer(&self.hub, &sender, body).await;
-                (sender, reply)
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Pull, incoming.as_deref(), request.into_inner()).await?;
+        let (host, question) = match opened {
+            Ok(question) => question,
+            Err(Replayed { sender, problem }) => {
+                return Ok(Response::new(sender.seal(&pull::refused(&self.hub, problem))));
             }
-            Err(Replayed { sender, problem }) => (sender, pull::refused(&self.hub, problem)),
         };
-        Ok(Response::new(sender.seal(&reply)))
+        let Authenticated { sender, body } = question;
+        let reply = match host.question().await {
+            Ok(_turn) => pull::answer(&self.hub, &sender, body).await,
+            Err(problem) => pull::refused(&self.hub, problem),
+        };
+        Ok(answered(&host, sender.seal(&reply)).await)
     }
 }
 
 #[tonic::async_trait]
 impl v1::session_server::Session for Ingress {
     async fn hello(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (sender, greeted) = match self.hub.opener.open_hello(request.get_ref()).await? {
-            Ok(Authenticated { sender, body }) => {
-                let greeted = greet(&self.hub, sender.host_id(), &body).await;
+        let incoming = Incoming::of(&request);
+        let sealed = request.into_inner();
+        let opening = self.hub.opener.open_hello(&sealed);
+        let opened = open_by(&self.hub, incoming.as_deref(), sealed.body.len(), opening).await?;
+        let (sender, greeted) = match opened {
+            Ok((host, Authenticated { sender, body })) => {
+                let greeted = match host.session_call() {
+                    Ok(()) => greet(&self.hub, sender.host_id(), &body).await,
+                    Err(problem) => Err(problem),
+                };
                 (sender, greeted)
             }
             Err(Replayed { sender, problem }) => (sender, Err(problem)),
@@ -164,9 +283,14 @@ impl v1::session_server::Session for Ingress {
     }
 
     async fn renew(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (sender, renewed) = match self.hub.opener.open(Lane::Renew, request.get_ref()).await? {
-            Ok(Authenticated { sender, body }) => {
-                let renewed = renew(&self.hub, &sender, &body).await;
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Renew, incoming.as_deref(), request.into_inner()).await?;
+        let (sender, renewed) = match opened {
+            Ok((host, Authenticated { sender, body })) => {
+                let renewed = match host.session_call() {
+                    Ok(()) => renew(&self.hub, &sender, &body).await,
+                    Err(problem) => Err(problem),
+                };
                 (sender, renewed)
             }
             Err(Replayed { sender, problem }) => (sender, Err(problem)),
@@ -183,7 +307,14 @@ impl v1::session_server::Session for Ingress {
 #[tonic::async_trait]
 impl v1::enrol_server::Enrol for Ingress {
     async fn exchange(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (holder, request) = self.hub.opener.open_token(request.get_ref())?;
+        let incoming = Incoming::of(&request);
+        let opened = self.hub.opener.open_token(request.get_ref());
+        match (&opened, incoming) {
+            (Ok(_), Some(incoming)) => incoming.opened(),
+            (Err(_), Some(incoming)) => incoming.not_opened(),
+            (_, None) => {}
+        }
+        let (holder, request) = opened?;
         let mut reply = enrol(&self.hub, &holder, &request)
             .await
             .unwrap_or_else(|problem| v1::EnrolReply {
@@ -220,9 +351,14 @@ async fn enrol(hub: &Hub, holder: &TokenHolder, request: &v1::EnrolRequest) -> R
 #[tonic::async_trait]
 impl v1::rotate_server::Rotate for Ingress {
     async fn renew(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
-        let (sender, rotated) = match self.hub.opener.open(Lane::Rotate, request.get_ref()).await? {
-            Ok(Authenticated { sender, body }) => {
-                let rotated = rotate(&self.hub, &sender, &body).await;
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Rotate, incoming.as_deref(), request.into_inner()).await?;
+        let (sender, rotated) = match opened {
+            Ok((host, Authenticated { sender, body })) => {
+                let rotated = match host.session_call() {
+                    Ok(()) => rotate(&self.hub, &sender, &body).await,
+                    Err(problem) => Err(problem),
+                };
                 (sender, rotated)
             }
             Err(Replayed { sender, problem }) => (sender, Err(problem)),

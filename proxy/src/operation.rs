@@ -124,6 +124,8 @@ pub enum Outcome {
     Limbo(Problem),
     /// What it follows is not settled, or another host has its player: send it again later. `NOT_YET_SETTLED` on the wire.
     NotYet,
+    /// Its type comes faster than it may: send it again later. `RATE_LIMITED` on the wire.
+    HeldBack,
 }
 
 /// What a host is told of [`Code::StoreRefused`]. Postgres' own sentence is the operator's, for what it names is the hub's:
@@ -145,6 +147,11 @@ impl Outcome {
                 v1::OutcomeState::NotYet,
                 Code::NotYetSettled,
                 "an operation that it follows is not settled, or another host has the player still; it is sent again",
+            ),
+            Self::HeldBack => (
+                v1::OutcomeState::NotYet,
+                Code::RateLimited,
+                "operations of its type come faster than they may; it is sent again",
             ),
         };
         Some(v1::Outcome {

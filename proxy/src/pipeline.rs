@@ -5,19 +5,26 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use p2p_sync_proto::{Code, Problem, envelope::Lane, v1};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    time::sleep,
+};
 use tonic::Status;
 
 use crate::{
+    admission::{
+        hosts::{Admitted, Host, Hosts},
+        intake::Opening,
+    },
     cache::Cache,
     host_cache::HostCache,
-    open::{Opener, Replayed},
-    operation::{Committed, Valid},
+    open::{Authenticated, Opener},
+    operation::{Committed, Outcome, Valid},
     publish::Publisher,
     store::Store,
     validate::{types_file::Rules, validate},
@@ -28,8 +35,17 @@ use crate::{
 /// Bulk has fewer than critical, so that it sheds first.
 const CRITICAL_WRITES_MAX: u32 = 256;
 const BULK_WRITES_MAX: u32 = 32;
-/// Requests that are read for at one time, each at most 32 MiB of states on their way into a page.
-pub const READS_MAX: usize = 8;
+/// So many critical messages at one time say that they wait, be it for each other or for a slow database: then bulk has one
+/// write at a time, and what finds no room is told to come again, until there are fewer.
+const CRITICAL_WRITES_MANY: usize = 32;
+/// A critical message that took the database so long says that it is slow, for so long after.
+const SLOW_WRITE: Duration = Duration::from_millis(500);
+const SLOW_FOR: Duration = Duration::from_secs(2);
+/// How often bulk looks whether critical messages still wait.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Requests that are read for at one time, each at most 32 MiB of states on their way into a page. One connection fewer than
+/// there are for reading: the hub's own questions, such as who a host is, wait for no page.
+pub const READS_MAX: usize = 3;
 /// When a message that could not be decided comes again.
 const RETRY_AFTER_MS: u32 = 500;
 
@@ -38,6 +54,10 @@ const RETRY_AFTER_MS: u32 = 500;
 pub struct Hub {
     /// Who may send.
     pub opener: Opener,
+    /// Who verifies a long message now.
+    pub opening: Opening,
+    /// How much each may send.
+    pub hosts: Hosts,
     /// What may be sent.
     pub rules: ArcSwap<Rules>,
     /// Where the truth is.
@@ -60,19 +80,43 @@ pub struct Hub {
     pub draining: watch::Receiver<bool>,
 }
 
+/// A message of operations whose sender is known, let in.
+#[derive(Debug)]
+pub struct LetIn {
+    /// Who sent it.
+    pub host: Arc<Host>,
+    /// What was sent.
+    pub message: Authenticated<v1::OperationBatch>,
+    /// By which lane.
+    pub lane: Lane,
+    /// When it was opened.
+    pub received: Instant,
+    /// That it was let in.
+    pub admitted: Admitted,
+    /// Its place in its stream.
+    pub turn: Turn,
+}
+
 /// The whole way, stage by stage: each takes what the one before made, so that none can be left out.
-async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Result<v1::Sealed, Status> {
-    let received = Instant::now();
-    let timeline = || hub.timeline.load(Ordering::Relaxed);
-    let authenticated = match hub.opener.open(lane, sealed).await? {
-        Ok(authenticated) => authenticated,
-        Err(Replayed { sender, problem }) => return Ok(sender.seal(&reply(timeline(), Err(problem)))),
-    };
+async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
+    let LetIn {
+        host,
+        message,
+        lane,
+        received,
+        admitted,
+        mut turn,
+    } = let_in;
     // Of one message: rules that change meanwhile hold for the next.
     let rules = hub.rules.load_full();
-    let (sender, valid) = validate(&rules, authenticated).await;
+    let checking = host.checking().await;
+    let (sender, valid) = validate(&rules, message).await;
+    drop(checking);
     turn.come().await;
-    let valid = valid.map(|valid| under_leases(hub, valid));
+    let mut valid = valid.map(|valid| under_leases(hub, valid));
+    let held_back = valid.as_mut().ok().and_then(|valid| host.hold_back(&rules, valid));
+    let writing = host.writing(lane).await;
+    let began = Instant::now();
     let committed = match &valid {
         Ok(valid) => hub
             .store
@@ -81,6 +125,8 @@ async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Re
             .map_err(|unavailable| undecided(hub, valid, unavailable.into())),
         Err(problem) => Err(problem.clone()),
     };
+    drop(writing);
+    hub.writes.took(lane, began.elapsed());
     // All of these only queue: what they do with it happens beside the answer, and fails without it.
     match (&valid, &committed) {
         (Ok(valid), Ok(committed)) => {
@@ -93,24 +139,22 @@ async fn write(hub: &Hub, lane: Lane, sealed: &v1::Sealed, mut turn: Turn) -> Re
         _ => {}
     }
     drop(turn);
-    Ok(sender.seal(&reply(timeline(), committed)))
+    let mut reply = reply(hub.timeline.load(Ordering::Relaxed), committed);
+    if let (Code::None, Some((held, longest))) = (reply.code(), held_back) {
+        let told = |index: &u32| Outcome::HeldBack.to_wire(*index);
+        reply.outcomes.extend(held.iter().filter_map(told));
+        reply.retry_after_ms = u32::try_from(longest.as_millis()).unwrap_or(u32::MAX).max(1);
+    }
+    // What it took of the hub comes back before its answer is read, or never is.
+    drop(admitted);
+    sender.seal(&reply)
 }
 
 /// Begins [`write`] at once and runs it to its end even if nobody waits for the answer any more, or never did: a caller's
 /// deadline drops the handler, one that reads no answers leaves it unpolled, and the permit has to come back all the same.
-pub fn write_to_the_end(
-    hub: Arc<Hub>,
-    lane: Lane,
-    sealed: v1::Sealed,
-    permit: WritePermit,
-    turn: Turn,
-) -> impl Future<Output = Result<v1::Sealed, Status>> + Send {
+pub fn write_to_the_end(hub: Arc<Hub>, let_in: LetIn) -> impl Future<Output = Result<v1::Sealed, Status>> + Send {
     let begun = Arc::clone(&hub);
-    let task = tokio::spawn(async move {
-        let answer = write(&begun, lane, &sealed, turn).await;
-        drop(permit);
-        answer
-    });
+    let task = tokio::spawn(async move { Ok(write(&begun, let_in).await) });
     async move {
         task.await.unwrap_or_else(|error| {
             // It may have come as far as the commit, and no further.
@@ -139,6 +183,11 @@ fn undecided(hub: &Hub, valid: &Valid, problem: Problem) -> Problem {
     problem
 }
 
+/// The answer to a message of which nothing was decided.
+pub fn refused(hub: &Hub, problem: Problem) -> v1::BatchReply {
+    reply(hub.timeline.load(Ordering::Relaxed), Err(problem))
+}
+
 fn reply(timeline: u64, committed: Result<Committed, Problem>) -> v1::BatchReply {
     match committed {
         Ok(committed) => v1::BatchReply {
@@ -161,11 +210,14 @@ fn reply(timeline: u64, committed: Result<Committed, Problem>) -> v1::BatchReply
     }
 }
 
-/// Bounds how much is written at one time, for each lane by itself.
+/// Bounds how much is written at one time, for each lane by itself; bulk gives way to critical messages.
 #[derive(Debug)]
 pub struct Writes {
     critical: Arc<Semaphore>,
     bulk: Arc<Semaphore>,
+    since: Instant,
+    /// Milliseconds from `since` until which the database counts as slow.
+    slow_until: AtomicU64,
 }
 
 /// The right to write one message.
@@ -173,24 +225,39 @@ pub struct Writes {
 pub struct WritePermit(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
 
 impl Writes {
-    /// Waits for the right to write a message of the bulk lane; the sender's window waits with it.
-    pub async fn bulk(&self) -> Result<WritePermit, Status> {
+    /// Waits for the right to write a message of a lane.
+    pub async fn permit(&self, lane: Lane) -> Result<WritePermit, Status> {
+        if lane == Lane::Critical {
+            let permit = Arc::clone(&self.critical).acquire_owned().await;
+            return permit.map(WritePermit).map_err(|_| shutting_down());
+        }
+        while self.critical_waits() && self.bulk_is_busy() {
+            sleep(LOOK_INTERVAL).await;
+        }
         let permit = Arc::clone(&self.bulk).acquire_owned().await;
         permit.map(WritePermit).map_err(|_| shutting_down())
     }
 
-    /// The right to write a message of the critical lane, or `RESOURCE_EXHAUSTED` at once: its caller waits.
-    pub fn critical(&self) -> Result<WritePermit, Status> {
-        Arc::clone(&self.critical)
-            .try_acquire_owned()
-            .map(WritePermit)
-            .map_err(|error| match error {
-                TryAcquireError::Closed => shutting_down(),
-                TryAcquireError::NoPermits => {
-                    let sentence = "the hub has too much to write; it is sent again";
-                    Status::resource_exhausted(Problem::new(Code::RateLimited, sentence).to_string())
-                }
-            })
+    fn critical_waits(&self) -> bool {
+        let free = self.critical.available_permits();
+        let is_slow = || self.slow_until.load(Ordering::Relaxed) > self.now_ms();
+        !self.critical.is_closed() && (free + CRITICAL_WRITES_MANY <= CRITICAL_WRITES_MAX as usize || is_slow())
+    }
+
+    fn bulk_is_busy(&self) -> bool {
+        self.bulk.available_permits() < BULK_WRITES_MAX as usize
+    }
+
+    /// Notes how long the database took for a message.
+    pub fn took(&self, lane: Lane, time: Duration) {
+        if lane == Lane::Critical && time >= SLOW_WRITE {
+            let until = self.now_ms() + u64::try_from(SLOW_FOR.as_millis()).unwrap_or(u64::MAX);
+            self.slow_until.fetch_max(until, Ordering::Relaxed);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Lets nothing more in, and waits until what was begun is done.
@@ -208,6 +275,8 @@ impl Default for Writes {
         Self {
             critical: Arc::new(Semaphore::new(CRITICAL_WRITES_MAX as usize)),
             bulk: Arc::new(Semaphore::new(BULK_WRITES_MAX as usize)),
+            since: Instant::now(),
+            slow_until: AtomicU64::new(0),
         }
     }
 }
@@ -271,16 +340,36 @@ mod tests {
     #[tokio::test]
     async fn draining_waits_for_what_was_begun_and_lets_nothing_in() {
         let writes = Writes::default();
-        let permit = writes.critical().expect("room");
+        let permit = writes.permit(Lane::Critical).await.expect("room");
         let mut drained = std::pin::pin!(writes.drained());
         assert!(futures::poll!(drained.as_mut()).is_pending());
         drop(permit);
         drained.await;
-        assert_eq!(writes.critical().expect_err("closed").code(), tonic::Code::Unavailable);
-        assert_eq!(
-            writes.bulk().await.expect_err("closed").code(),
-            tonic::Code::Unavailable
-        );
+        for lane in [Lane::Critical, Lane::Bulk] {
+            let refused = writes.permit(lane).await.expect_err("closed");
+            assert_eq!(refused.code(), tonic::Code::Unavailable);
+        }
+    }
+
+    #[tokio::test]
+    async fn invariant_10_bulk_gives_way_while_critical_messages_wait_or_the_database_is_slow() {
+        let writes = Writes::default();
+        let mut critical = Vec::new();
+        for _ in 0..CRITICAL_WRITES_MANY {
+            critical.push(writes.permit(Lane::Critical).await.expect("room"));
+        }
+        let first = writes.permit(Lane::Bulk).await.expect("one goes on");
+        let mut second = std::pin::pin!(writes.permit(Lane::Bulk));
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        critical.pop();
+        let second = second.await.expect("they are fewer");
+        writes.took(Lane::Bulk, SLOW_WRITE);
+        let third = writes.permit(Lane::Bulk).await.expect("bulk may take long");
+        writes.took(Lane::Critical, SLOW_WRITE);
+        let mut fourth = std::pin::pin!(writes.permit(Lane::Bulk));
+        assert!(futures::poll!(fourth.as_mut()).is_pending());
+        drop((first, second, third));
+        fourth.await.expect("one goes on");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Whole systems: what starts hubs, agents, Postgres and Redis, the recording they are fed with, the demo and the load run.
+//! Whole systems: what starts hubs, agents, Postgres and Redis, the recording they are fed with, the demo and the
+//! runs that measure.
 
 mod attached_program;
 pub mod demo;
@@ -6,9 +7,12 @@ pub mod demo;
 pub mod enqueue;
 pub mod faulty_link;
 #[cfg(target_os = "linux")]
+pub mod isolation;
+#[cfg(target_os = "linux")]
 pub mod load;
 #[cfg(target_os = "linux")]
 pub mod map_server;
+pub mod raw_peer;
 pub mod recording;
 #[cfg(target_os = "linux")]
 pub mod services;

@@ -141,7 +141,7 @@ fn start_agent(folder: &Path, address: &str, credential: &str, ledger: &Arc<Ledg
 }
 
 /// The hub's settings for a Redis, under names that no other run uses.
-fn redis_settings(url: &str) -> Vec<(&'static str, String)> {
+pub(crate) fn redis_settings(url: &str) -> Vec<(&'static str, String)> {
     let info = url.into_connection_info().expect("a redis:// URL");
     let ConnectionAddr::Tcp(host, port) = info.addr() else {
         panic!("the Redis is reached by TCP")

@@ -20,7 +20,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
-use super::session::{Session, problem_of};
+use super::{
+    rest_of,
+    session::{Session, problem_of},
+};
 use crate::{pending::Flight, shared::Shared};
 
 /// A batch that is not answered for so long ends the connection, and is sent again on the next.
@@ -70,7 +73,11 @@ impl Stream<'_> {
             pace,
         };
         let opening = client.stream(ReceiverStream::new(outgoing));
-        let problem = stream.exchange(std::pin::pin!(opening)).await;
+        // Whose stream it is only a sealed message says, and the hub keeps no stream for long of which it does not know that.
+        let problem = match stream.send(Flight::empty()).await {
+            Ok(()) => stream.exchange(std::pin::pin!(opening)).await,
+            Err(problem) => problem,
+        };
         for (_, flight) in stream.flights.values() {
             shared.put_back(flight, Duration::ZERO);
         }
@@ -128,6 +135,7 @@ impl Stream<'_> {
             .ok_or_else(unasked)?;
         match self.session.sealer.open::<v1::BatchReply>(&label, sealed) {
             Ok(reply) => {
+                self.pace.rest(rest_of(&reply));
                 self.shared.answer(&flight, reply);
                 Ok(())
             }
@@ -195,6 +203,11 @@ impl Pace {
             bits_per_second: f64::from(limit_kbps) * 1000.0,
             next: Instant::now(),
         }
+    }
+
+    /// The hub wants nothing of this lane for a while.
+    fn rest(&mut self, rest: Duration) {
+        self.next = self.next.max(Instant::now() + rest);
     }
 
     fn sent(&mut self, bytes: usize) {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    leases, rotate,
+    leases, rest_of, rotate,
     session::{Session, problem_of},
 };
 use crate::{pending::Flight, shared::Shared};
@@ -68,6 +68,7 @@ async fn serve(shared: &Arc<Shared>, session: &Session) -> Problem {
     let in_flight = Arc::new(Semaphore::new(CRITICAL_IN_FLIGHT_MAX));
     let (failed, mut failure) = mpsc::channel(1);
     let silent = Arc::new(AtomicU32::new(0));
+    let rest = Arc::new(Rest(Mutex::new(Instant::now())));
     let client = CriticalClient::with_origin(session.channel.clone(), session.origin.clone())
         .max_decoding_message_size(SEALED_BYTES_MAX);
     let mut worked = Instant::now();
@@ -81,12 +82,13 @@ async fn serve(shared: &Arc<Shared>, session: &Session) -> Problem {
                     return problem;
                 }
             }
-            (flight, permit) = next(shared, &in_flight, &mut worked) => {
+            (flight, permit) = next(shared, &in_flight, &rest, &mut worked) => {
                 let call = Call {
                     shared: shared.clone(),
                     client: client.clone(),
                     failed: failed.clone(),
                     silent: silent.clone(),
+                    rest: rest.clone(),
                     _permit: permit,
                 };
                 tokio::spawn(call.send(session.sealer.clone(), flight));
@@ -99,13 +101,23 @@ async fn serve(shared: &Arc<Shared>, session: &Session) -> Problem {
 ///
 /// To be woken costs a caller more than everything else it does. So this looks by itself while operations keep coming,
 /// since `worked` at the last, and is woken when it has parked; or at once by a caller who waits.
-async fn next(shared: &Shared, in_flight: &Arc<Semaphore>, worked: &mut Instant) -> (Flight, OwnedSemaphorePermit) {
+async fn next(
+    shared: &Shared,
+    in_flight: &Arc<Semaphore>,
+    rest: &Rest,
+    worked: &mut Instant,
+) -> (Flight, OwnedSemaphorePermit) {
     let permit = in_flight.clone().acquire_owned().await.expect("never closed");
     let mut parked = false;
     loop {
         let now = Instant::now();
         let delayed_until = {
             shared.absorb_critical();
+            let resting_until = rest.until();
+            if resting_until > now {
+                tokio::time::sleep_until(resting_until.into()).await;
+                continue;
+            }
             let mut pending = shared.pending();
             let delayed_until = pending.wake(now);
             if let Some(flight) = pending.take_critical() {
@@ -132,12 +144,27 @@ async fn next(shared: &Shared, in_flight: &Arc<Semaphore>, worked: &mut Instant)
     }
 }
 
+/// Until when the hub wants nothing of this lane.
+struct Rest(Mutex<Instant>);
+
+impl Rest {
+    fn until(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn extend(&self, by: Duration) {
+        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = (*until).max(Instant::now() + by);
+    }
+}
+
 struct Call {
     shared: Arc<Shared>,
     client: CriticalClient<tonic::transport::Channel>,
     failed: mpsc::Sender<Problem>,
     /// Calls in a row that were not answered.
     silent: Arc<AtomicU32>,
+    rest: Arc<Rest>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -166,6 +193,7 @@ impl Call {
             Ok(reply) => {
                 self.silent.store(0, Ordering::Relaxed);
                 self.shared.link.set_answers(true);
+                self.rest.extend(rest_of(&reply));
                 self.shared.answer(&flight, reply);
             }
             Err(failure) => {

@@ -36,6 +36,9 @@ pub(crate) use session::Sent;
 
 use session::Sealer;
 
+/// A lane rests no longer, whatever the hub says.
+const REST_MAX: Duration = Duration::from_secs(30);
+
 /// Whether the hub answers.
 pub(crate) struct LinkState {
     answers: AtomicBool,
@@ -203,6 +206,15 @@ impl Puller {
             Code::None => Ok(reply),
             code => Err(Problem::new(code, reply.message)),
         }
+    }
+}
+
+/// How long the hub wants nothing more of a lane whose message it answered so. What waits meanwhile is sent together then.
+fn rest_of(reply: &v1::BatchReply) -> Duration {
+    if reply.code() == Code::RateLimited {
+        Duration::from_millis(reply.retry_after_ms.into()).min(REST_MAX)
+    } else {
+        Duration::ZERO
     }
 }
 

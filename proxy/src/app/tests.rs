@@ -1,6 +1,9 @@
 //! The whole proxy over the embedded Postgres, called as a host calls it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use p2p_sync_proto::{
     PROTOCOL_VERSION,
@@ -24,7 +27,12 @@ use tonic_reflection::pb::v1::{
 use uuid::Uuid;
 
 use super::*;
-use crate::{config::Overrides, pipeline::write_to_the_end, store::HostStatus};
+use crate::{
+    config::Overrides,
+    open::Authenticated,
+    pipeline::{LetIn, Turn, write_to_the_end},
+    store::HostStatus,
+};
 
 struct Hub {
     _folder: tempfile::TempDir,
@@ -394,9 +402,21 @@ async fn a_write_comes_to_its_end_when_its_caller_has_gone() {
         Lane::Critical,
         &batch(&[put(1, "prontera/MAP_STATE", r#"{"users":1}"#)]),
     );
-    let permit = hub.inner.writes.critical().expect("room");
-    let inner = Arc::clone(&hub.inner);
-    let unpolled = write_to_the_end(inner, Lane::Critical, sealed, permit, crate::pipeline::Turn::default());
+    let opened = hub.inner.opener.open(Lane::Critical, &sealed).await.expect("opens");
+    let Ok(message): Result<Authenticated<v1::OperationBatch>, _> = opened else {
+        panic!("it was not sent before")
+    };
+    let host = hub.inner.hosts.of(message.sender.host_id());
+    let admitted = host.admit(Lane::Critical, &message.body, &hub.inner.writes).await;
+    let let_in = LetIn {
+        host,
+        message,
+        lane: Lane::Critical,
+        received: Instant::now(),
+        admitted: admitted.expect("not shutting down").expect("room"),
+        turn: Turn::default(),
+    };
+    let unpolled = write_to_the_end(Arc::clone(&hub.inner), let_in);
     let drained = tokio::time::timeout(Duration::from_secs(10), hub.inner.writes.drained());
     drained
         .await

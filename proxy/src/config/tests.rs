@@ -104,3 +104,20 @@ fn secrets_do_not_show() {
     let config = resolve(text, &Overrides::default()).expect("valid");
     assert!(!format!("{config:?}").contains("hunter"));
 }
+
+#[test]
+fn addresses_are_bounded_where_hosts_reach_the_proxy_itself() {
+    let of = |text: &str| {
+        resolve(text, &EMBEDDED)
+            .expect("valid")
+            .admission
+            .connections_per_address_max
+    };
+    let tls = "tls_cert = hub.pem\ntls_key = hub.key\n";
+    assert_eq!(of(""), None);
+    assert_eq!(of(tls), Some(64));
+    assert_eq!(of(&format!("{tls}max_connections_per_address = 0")), None);
+    assert_eq!(of("max_connections_per_address = 7"), Some(7));
+    let problems = resolve("max_connections_per_address = some", &EMBEDDED).expect_err("no number");
+    assert!(problems.to_string().contains("auto"), "{problems}");
+}

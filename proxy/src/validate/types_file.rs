@@ -6,6 +6,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -74,6 +75,8 @@ pub struct TypeRules {
     pub game_rules: Vec<GameRule>,
     /// Whether its operations say where a character is, and how it moves is scored.
     pub movement: bool,
+    /// How many of them a host may send a second; more wait, and hold up no other type.
+    pub ops_per_second: Option<NonZeroU32>,
 }
 
 impl TypeRules {
@@ -285,6 +288,7 @@ impl Default for TypeRules {
             schema: None,
             game_rules: Vec::new(),
             movement: false,
+            ops_per_second: None,
         }
     }
 }

@@ -9,6 +9,7 @@ mod following;
 mod forgery;
 mod full;
 mod groups;
+mod isolation;
 mod leases;
 mod order;
 mod presence;

@@ -76,7 +76,7 @@ impl WireHost {
         &self.credential
     }
 
-    fn open<M: Message + Default>(&self, sealed: &Sealed) -> M {
+    pub(crate) fn open<M: Message + Default>(&self, sealed: &Sealed) -> M {
         let label = Label::read(sealed).expect("the hub's label");
         message::open(&self.credential.to_host, Direction::ToHost, &label, sealed).expect("the hub's seal")
     }

@@ -59,11 +59,16 @@ impl World {
 
     /// As [`Self::new`], not started; its hosts can be admitted and its endpoint is known.
     pub(crate) fn not_started() -> Self {
+        Self::not_started_with(&[])
+    }
+
+    /// As [`Self::not_started`], with these settings.
+    pub(crate) fn not_started_with(settings: &[(&str, String)]) -> Self {
         let database = run(database());
         let url = database.url().to_owned();
         Self {
             _database: Some(database),
-            ..Self::on(&url, &shared_redis_url(), &[])
+            ..Self::on(&url, &shared_redis_url(), settings)
         }
     }
 
@@ -77,12 +82,7 @@ impl World {
 
     /// As [`Self::new`], with settings of its own.
     pub(crate) fn with(settings: &[(&str, String)]) -> Self {
-        let database = run(database());
-        let url = database.url().to_owned();
-        let mut world = Self {
-            _database: Some(database),
-            ..Self::on(&url, &shared_redis_url(), settings)
-        };
+        let mut world = Self::not_started_with(settings);
         world.hub.start();
         world
     }

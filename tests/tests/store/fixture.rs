@@ -182,6 +182,7 @@ pub(crate) fn told(committed: &Committed) -> Vec<&'static str> {
             Outcome::Applied { .. } => "applied",
             Outcome::Superseded => "superseded",
             Outcome::NotYet => "not yet",
+            Outcome::HeldBack => "held back",
             Outcome::Limbo(_) => "limbo",
             Outcome::Rejected(problem) => problem.code.label(),
         })

@@ -1,5 +1,7 @@
 //! One `[TYPE]` of a types file.
 
+use std::num::NonZeroU32;
+
 use p2p_sync_proto::{
     Policy, Problem,
     limits::PAYLOAD_BYTES_MAX,
@@ -15,7 +17,7 @@ use crate::{
     validate::{game_rule::GameRule, schema::Schema},
 };
 
-const MEMBERS: [&str; 10] = [
+const MEMBERS: [&str; 11] = [
     "owner",
     "keep",
     "critical",
@@ -26,6 +28,7 @@ const MEMBERS: [&str; 10] = [
     "schema",
     "rules",
     "movement",
+    "ops_per_second",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -77,6 +80,7 @@ impl Section<'_> {
             game_rules: self.game_rules(schema.as_ref()),
             schema,
             movement: self.switch("movement"),
+            ops_per_second: self.ops_per_second(),
         };
         (policy, rules)
     }
@@ -141,6 +145,19 @@ impl Section<'_> {
                 );
                 PAYLOAD_BYTES_MAX
             })
+    }
+
+    fn ops_per_second(&mut self) -> Option<NonZeroU32> {
+        let number = self.members.get("ops_per_second")?;
+        let number = number.as_integer().and_then(|number| u32::try_from(number).ok());
+        let per_second = number.and_then(NonZeroU32::new);
+        if per_second.is_none() {
+            self.refuse(
+                "ops_per_second",
+                "expected a whole number from 1; leave it out for no bound",
+            );
+        }
+        per_second
     }
 
     fn history(&mut self, keep: Keep) -> History {

@@ -47,7 +47,7 @@ fn a_file_changes_what_it_names_and_leaves_the_rest() {
 #[test]
 fn all_mistakes_are_told_at_once() {
     let text = "[MAP_STAT]\n[ITEM_DROP]\nowner = 'nobody'\nentity_ky = 'x'\nhistory = 'sampled:0s'\n\
-                payload_bytes_max = 0\nschema = 'no.json'\ncritical = 'yes'\n";
+                payload_bytes_max = 0\nschema = 'no.json'\ncritical = 'yes'\nops_per_second = 0\n";
     let told = overlay(text).expect_err("mistakes").to_string();
     for expected in [
         "did you mean MAP_STATE?",
@@ -58,11 +58,12 @@ fn all_mistakes_are_told_at_once() {
         "[ITEM_DROP] payload_bytes_max: ",
         "[ITEM_DROP] schema: no.json cannot be read",
         "[ITEM_DROP] critical: ",
+        "[ITEM_DROP] ops_per_second: ",
         "version: expected",
     ] {
         assert!(told.contains(expected), "{expected} is missing in:\n{told}");
     }
-    assert_eq!(told.lines().count(), 9, "{told}");
+    assert_eq!(told.lines().count(), 10, "{told}");
 }
 
 #[test]
