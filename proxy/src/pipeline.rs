@@ -116,6 +116,10 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     let mut valid = valid.map(|valid| under_leases(hub, valid));
     let held_back = valid.as_mut().ok().and_then(|valid| host.hold_back(&rules, valid));
     let writing = host.writing(lane).await;
+    // It may have waited for long.
+    if !hub.opener.lets_in(sender.host_id()).await {
+        valid = Err(Problem::new(Code::Locked, SHUT_OUT));
+    }
     let began = Instant::now();
     let committed = match &valid {
         Ok(valid) => hub
@@ -149,6 +153,9 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     drop(admitted);
     sender.seal(&reply)
 }
+
+/// Told under the seal of a host that was let in when its message came.
+const SHUT_OUT: &str = "the hub's operator has shut this host out; what it has to send waits in its outbox";
 
 /// Begins [`write`] at once and runs it to its end even if nobody waits for the answer any more, or never did: a caller's
 /// deadline drops the handler, one that reads no answers leaves it unpolled, and the permit has to come back all the same.

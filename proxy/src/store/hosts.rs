@@ -14,6 +14,8 @@ const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, statu
     to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), next_key_id, \
     CASE WHEN renewed_at > now() - interval '60 seconds' THEN former_key_id END FROM p2p_sync.hosts";
 
+const ONE_HELLO: &str = "SELECT pg_advisory_xact_lock(hashtextextended('p2p_sync hello ' || $1::uuid, 0))";
+
 /// Seldom: a row that changes every few seconds would be one to vacuum.
 const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() \
     WHERE host_id = $1 AND coalesce(last_seen < now() - interval '1 minute', true)";
@@ -242,9 +244,11 @@ async fn open(
     oldest_incarnation: u64,
 ) -> Result<Result<u64, Problem>, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
-    // Two that say hello as the same host at once are told apart.
+    // Two that say hello as the same host at once are told apart. The host's row is left alone: what a hello waits for, the
+    // operator's word about the host would wait for too.
+    transaction.execute(ONE_HELLO, &[&host_id]).await?;
     let host = transaction
-        .query_opt("SELECT FROM p2p_sync.hosts WHERE host_id = $1 FOR UPDATE", &[&host_id])
+        .query_opt("SELECT FROM p2p_sync.hosts WHERE host_id = $1", &[&host_id])
         .await?;
     if host.is_none() {
         return Ok(Err(Problem::new(
@@ -252,7 +256,6 @@ async fn open(
             "this host is not enrolled here: ask the operator for a token (`p2p-sync-proxy hosts invite`)",
         )));
     }
-    transaction.execute(SEEN, &[&host_id]).await?;
     let incarnation = signed(incarnation);
     if transaction
         .query_one(IS_CLONED, &[&host_id, &incarnation, &opening_id])
@@ -285,6 +288,7 @@ async fn open(
         .await?;
     let hub = transaction.query_one("SELECT timeline FROM p2p_sync.hub", &[]).await?;
     transaction.commit().await?;
+    client.execute(SEEN, &[&host_id]).await?;
     Ok(Ok(unsigned(hub.get(0))))
 }
 
