@@ -25,12 +25,16 @@ use super::{
     places::{Place, Places},
 };
 
-/// Requests of which nothing was opened yet; beyond it the one that has taken longest is ended. Each takes some 16 KiB of
-/// buffers before a byte of it has come, and as long as its message is short at most 64 KiB more.
+/// Requests of which nothing was opened yet, on connections on which a message has; beyond it the one that has taken longest is
+/// ended. Each takes some 16 KiB of buffers before a byte of it has come, and as long as its message is short at most 64 KiB
+/// more.
 const REQUESTS_MAX: usize = 1024;
-/// Bytes of long messages that are on their way in, likewise; apart, so that no flood of these ends a short one. Buffers grow by
-/// doubling: in memory it is twice as much at worst.
+/// Bytes of long messages that are on their way in there, likewise; apart, so that no flood of these ends a short one. Buffers
+/// grow by doubling: in memory it is twice as much at worst.
 const LONG_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The same on connections on which none has opened: a host's first message there is a short one, and soon whole.
+const STRANGERS_REQUESTS_MAX: usize = 256;
+const STRANGERS_LONG_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A message is there within so long of its first byte, and a stream's first message of the stream's beginning; and one of
 /// many bytes takes as long as a slow line needs.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +45,7 @@ const LONG_BYTES: usize = 64 * 1024;
 const LONG_AT_ONCE: usize = 1;
 
 /// Wraps all services of the hub.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Intake {
     strangers: Rooms,
     /// For connections on which a message has opened: what strangers send ends nothing of theirs.
@@ -54,11 +58,20 @@ struct Rooms {
     long: Arc<Places>,
 }
 
-impl Default for Rooms {
+impl Rooms {
+    fn new(requests: usize, long_bytes: usize) -> Self {
+        Self {
+            requests: Places::new(requests),
+            long: Places::new(long_bytes),
+        }
+    }
+}
+
+impl Default for Intake {
     fn default() -> Self {
         Self {
-            requests: Places::new(REQUESTS_MAX),
-            long: Places::new(LONG_BYTES_MAX),
+            strangers: Rooms::new(STRANGERS_REQUESTS_MAX, STRANGERS_LONG_BYTES_MAX),
+            hosts: Rooms::new(REQUESTS_MAX, LONG_BYTES_MAX),
         }
     }
 }
