@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use p2p_sync_proto::{
-    Code, Path, Position, Problem,
+    Code, Path, Position, Problem, Scope,
     ids::read_id,
     limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_STATES_MAX, PATH_BYTES_MAX},
     path::{HOST_STREAM, PLAYER_STREAM, check_map},
@@ -30,9 +30,9 @@ pub async fn answer(hub: &Hub, sender: &Sender, request: v1::PullRequest) -> v1:
     let host_id = sender.host_id();
     let writer = || Writer::new(sender.label());
     let answered = match request.what {
-        Some(What::Get(get)) => get_state(hub, &get).await,
-        Some(What::Scan(scan)) => read_scan(hub, &scan).await,
-        Some(What::ChangesSince(changes)) => read_changes(hub, &changes).await,
+        Some(What::Get(get)) => get_state(hub, host_id, &get).await,
+        Some(What::Scan(scan)) => read_scan(hub, host_id, &scan).await,
+        Some(What::ChangesSince(changes)) => read_changes(hub, host_id, &changes).await,
         Some(What::OperationStatus(question)) => operation_status(hub, host_id, &question).await,
         Some(What::CacheGet(get)) => cached(hub, host_id, &get.key).await,
         Some(What::CacheSet(set)) => {
@@ -119,8 +119,17 @@ async fn cached(hub: &Hub, host_id: Uuid, key: &str) -> Result<pull_reply::What,
     found.map(pull_reply::What::CacheValue).ok_or_else(missing)
 }
 
-async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem> {
+/// What a host says of itself, and of others, is for it and the operator.
+fn is_of_another_host(host_id: Uuid, path: &Path) -> bool {
+    matches!(path.parts().scope, Scope::Host(owner) if owner != host_id)
+}
+
+async fn get_state(hub: &Hub, host_id: Uuid, get: &v1::Get) -> Result<pull_reply::What, Problem> {
     let path = Path::parse(&get.path)?;
+    if is_of_another_host(host_id, &path) {
+        let sentence = format!("{path} is another host's own: only that host and the operator read it");
+        return Err(Problem::new(Code::NotAllowed, sentence));
+    }
     let mut state = hub.cache.get(&path).await;
     if state.is_none() {
         let _permit = permit(hub).await?;
@@ -131,7 +140,7 @@ async fn get_state(hub: &Hub, get: &v1::Get) -> Result<pull_reply::What, Problem
     there.map(pull_reply::What::State).ok_or_else(missing)
 }
 
-async fn read_scan(hub: &Hub, scan: &v1::Scan) -> Result<pull_reply::What, Problem> {
+async fn read_scan(hub: &Hub, host_id: Uuid, scan: &v1::Scan) -> Result<pull_reply::What, Problem> {
     if scan.prefix.len() > PATH_BYTES_MAX || scan.prefix.contains('\0') {
         let sentence = format!("a prefix has at most {PATH_BYTES_MAX} bytes and no NUL: scan by a shorter one");
         return Err(Problem::new(Code::BadPath, sentence));
@@ -154,10 +163,11 @@ async fn read_scan(hub: &Hub, scan: &v1::Scan) -> Result<pull_reply::What, Probl
         page.add(&rows, limit);
         after = page.states.last().map(|state| state.path.clone()).or(after);
     }
+    page.leave_out_other_hosts(host_id);
     Ok(page.finish(&request, after.as_deref().map(str::as_bytes)))
 }
 
-async fn read_changes(hub: &Hub, changes: &v1::ChangesSince) -> Result<pull_reply::What, Problem> {
+async fn read_changes(hub: &Hub, host_id: Uuid, changes: &v1::ChangesSince) -> Result<pull_reply::What, Problem> {
     let stream = changes.stream.as_str();
     if stream != PLAYER_STREAM && stream != HOST_STREAM {
         check_map(stream)?;
@@ -186,6 +196,7 @@ async fn read_changes(hub: &Hub, changes: &v1::ChangesSince) -> Result<pull_repl
         page.add(&rows, limit);
         after = page.states.last().map_or(after, |state| state.stream_sequence);
     }
+    page.leave_out_other_hosts(host_id);
     Ok(page.finish(&request, Some(&after.to_be_bytes())))
 }
 
@@ -269,6 +280,12 @@ impl PageBuilder {
             self.bytes += bytes;
             self.states.push(state);
         }
+    }
+
+    /// Once the page is whole, for where that ends is where the next one begins.
+    fn leave_out_other_hosts(&mut self, host_id: Uuid) {
+        let is_others = |path: &str| Path::parse(path).is_ok_and(|path| is_of_another_host(host_id, &path));
+        self.states.retain(|state| !is_others(&state.path));
     }
 
     fn finish(self, request: &Request<'_>, position: Option<&[u8]>) -> pull_reply::What {
