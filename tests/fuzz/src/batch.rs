@@ -154,6 +154,10 @@ impl<'a> Reader<'a> {
                 incarnation,
                 sequence: self.number(),
             }),
+            presence: (odd & 32 != 0).then(|| OperationRef {
+                incarnation,
+                sequence: self.number(),
+            }),
             made_at_ms: self.number(),
             payload,
         }
