@@ -340,7 +340,7 @@ COMMENT ON COLUMN p2p_sync.security_validations.verdict IS
     'flagged: stored, and suspicious. refused: not stored; refusals by one rule are one row a minute, of the first of them, and '
     'details counts its operations. reported by host: the host''s word about others, never this hub''s verdict';
 COMMENT ON COLUMN p2p_sync.security_validations.rule IS
-    'Of what was refused the code; automatic_lock where so many refusals locked the host';
+    'Of what was refused the code, or foreign_map or foreign_player; automatic_lock where so many refusals locked the host';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.cache (
     owner       text COLLATE "C" NOT NULL,
@@ -1084,7 +1084,7 @@ END $$;
 --
 -- The result: `closed` (nothing was done), `waiting` (not settled, to be sent again), `refused_before` (was to be refused,
 -- but an earlier call had settled it), `told_*` (what this call or an earlier one rejected, or put into limbo, with the
--- reason given then) and
+-- reason given then; where this call did, from behind the first `told_before` on) and
 -- `decided_*` (0 applied, 1 superseded, 2 conflict with an edit by the hub), by place in the arrays. An operation in none of them was applied by
 -- an earlier call.
 CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
@@ -1102,7 +1102,7 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
     OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[], OUT told_limbo boolean[],
-    OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[], OUT decided_tenures bigint[]
+    OUT told_before integer, OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[], OUT decided_tenures bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     v_hub uuid;
@@ -1295,6 +1295,7 @@ BEGIN
         SELECT * INTO v_barred FROM p2p_sync.set_apart(p_host, p_incarnation, v_new, v_found_sequences, v_found_codes,
             v_found_reasons, v_found_limbo, p_streams, p_sequences, p_stream_of, p_operation_ids, p_tenures, p_paths,
             p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps, p_made_at_ms, p_payloads, p_in_group);
+        told_before := coalesce(cardinality(told_sequences), 0);
         told_sequences := told_sequences || v_barred.sequences;
         told_codes := told_codes || v_barred.codes;
         told_reasons := told_reasons || v_barred.reasons;

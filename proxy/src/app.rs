@@ -124,7 +124,7 @@ impl App {
             publisher,
             host_cache,
             timeline: timeline.into(),
-            verdicts: Verdicts::new(config.pace, config.lock_rule),
+            verdicts: Verdicts::new(config.pace, config.locks),
             writes: Writes::default(),
             reads: Semaphore::new(READS_MAX),
             draining: drained,

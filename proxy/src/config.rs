@@ -18,14 +18,14 @@ use crate::{
     secret::Secret,
     store::{Connection, Leases, StoreConfig, parse_url},
     tls,
-    verdicts::{LockRule, movement::Pace},
+    verdicts::{LockRule, Locks, movement::Pace},
 };
 
 /// The file that the program reads where its command names none and this one is there; from the current folder.
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 40] = [
+pub const KEYS: [Key; 41] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -63,7 +63,8 @@ pub const KEYS: [Key; 40] = [
     Key::new("movement_ms_per_cell", "150"),
     Key::new("movement_ms_per_cell_min", "20"),
     Key::new("forgery_lock_threshold", "100"),
-    Key::new("forgery_lock_window_seconds", "600"),
+    Key::new("trespass_lock_threshold", "10000"),
+    Key::new("lock_window_seconds", "600"),
     Key::new("log_level", "info"),
     Key::new("log_format", "text"),
 ];
@@ -102,8 +103,8 @@ pub struct Config {
     pub types_file: Option<PathBuf>,
     /// What a cell takes a character.
     pub pace: Pace,
-    /// Absent: forgery locks nobody.
-    pub lock_rule: Option<LockRule>,
+    /// How many refusals lock a host.
+    pub locks: Locks,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -210,7 +211,7 @@ impl Config {
                 ms_per_cell: raw.number("movement_ms_per_cell", 1..=10_000),
                 ms_per_cell_min: raw.number("movement_ms_per_cell_min", 1..=10_000),
             },
-            lock_rule: lock_rule(&mut raw),
+            locks: locks(&mut raw),
             log: log(&mut raw),
         };
         raw.finish(config)
@@ -373,12 +374,16 @@ fn redis(raw: &mut Settings) -> Option<Redis> {
     Some(redis).filter(|redis| !redis.host.is_empty())
 }
 
-fn lock_rule(raw: &mut Settings) -> Option<LockRule> {
-    let rule = LockRule {
-        threshold: raw.number("forgery_lock_threshold", 0..=1_000_000),
-        window: Duration::from_secs(raw.number("forgery_lock_window_seconds", 1..=86_400)),
+fn locks(raw: &mut Settings) -> Locks {
+    let window = Duration::from_secs(raw.number("lock_window_seconds", 1..=86_400));
+    let mut rule = |key| {
+        let threshold = raw.number(key, 0..=1_000_000);
+        Some(LockRule { threshold, window }).filter(|rule| rule.threshold > 0)
     };
-    Some(rule).filter(|rule| rule.threshold > 0)
+    Locks {
+        forgery: rule("forgery_lock_threshold"),
+        trespass: rule("trespass_lock_threshold"),
+    }
 }
 
 fn log(raw: &mut Settings) -> Log {

@@ -170,6 +170,8 @@ pub struct Committed {
     pub timeline: u64,
     /// One for each operation of the message, by its index there, in no particular order.
     pub outcomes: Vec<(u32, Outcome)>,
+    /// Of those that were refused or put into limbo, the ones that were so by this message and by none before it.
+    pub settled_now: Vec<u32>,
     /// What readers may want to know of: operations that became the newest of their path, and each operation of types
     /// kept as `every`. In the order of each stream.
     pub changes: Vec<Change>,

@@ -63,6 +63,7 @@ impl Store {
         let mut committed = Committed {
             timeline: 0,
             outcomes: Vec::new(),
+            settled_now: Vec::new(),
             changes: Vec::new(),
         };
         let (parts, repeated) = split(valid);
@@ -111,10 +112,13 @@ impl Store {
             payloads.push(refused.payload.as_slice());
         }
         let values: [&(dyn ToSql + Sync); 7] = [&valid.host_id, &ids, &paths, &types, &codes, &reasons, &payloads];
-        client
+        let kept = client
             .execute(&statement, &values)
             .await
             .map_err(|error| unavailable(&error))?;
+        if kept > 0 {
+            committed.settled_now.extend(unplaced.iter().map(|one| one.index));
+        }
         committed.outcomes.extend(
             unplaced
                 .iter()

@@ -129,6 +129,9 @@ impl<'a> Arguments<'a> {
             &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32), &(Code::PlayerNotHere as i32),
         ];
         let row = client.query_one(&statement, &values).await?;
+        // Absent where nothing was set apart now.
+        let before: Option<i32> = row.get("told_before");
+        let before = before.map_or(usize::MAX, |before| usize::try_from(before).unwrap_or_default());
         Ok(Answer {
             timeline: unsigned(row.get("timeline")),
             received_at_ms: unsigned(row.get("received_at_ms")),
@@ -138,7 +141,16 @@ impl<'a> Arguments<'a> {
                 .into_iter()
                 .zip(list(&row, "told_codes"))
                 .zip(list(&row, "told_reasons").into_iter().zip(list(&row, "told_limbo")))
-                .map(|((sequence, code), (reason, limbo))| (sequence, Told { code, reason, limbo }))
+                .enumerate()
+                .map(|(place, ((sequence, code), (reason, limbo)))| {
+                    let told = Told {
+                        code,
+                        reason,
+                        limbo,
+                        now: place >= before,
+                    };
+                    (sequence, told)
+                })
                 .collect(),
             refused_before: list(&row, "refused_before"),
             decided: list(&row, "decided_rows")
@@ -195,6 +207,8 @@ struct Told {
     code: i32,
     reason: String,
     limbo: bool,
+    /// By this call.
+    now: bool,
 }
 
 impl Answer {
@@ -210,6 +224,15 @@ impl Answer {
                 let tenure = self.decided.get(&row).map_or(0, |decided| unsigned(decided.tenure));
                 committed.changes.push(self.change(valid, op, stream_sequence, tenure));
             }
+            let is_next = committed.outcomes.last().is_none_or(|(index, _)| *index != op.index);
+            if is_next
+                && self
+                    .told
+                    .get(&signed(op.position.sequence))
+                    .is_some_and(|told| told.now)
+            {
+                committed.settled_now.push(op.index);
+            }
             match committed.outcomes.last_mut() {
                 // One outcome for all members of a group: it applied if any of them became the newest of its path.
                 Some((index, whole)) if op.in_group && *index == op.index => {
@@ -223,6 +246,7 @@ impl Answer {
         for refused in &part.refused {
             let is_new = !self.closed && !self.refused_before.contains(&signed(refused.sequence));
             let outcome = if is_new {
+                committed.settled_now.push(refused.index);
                 Outcome::Rejected(refused.problem.clone().into_owned())
             } else {
                 self.outcome(None, refused.sequence)

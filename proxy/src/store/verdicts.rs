@@ -4,7 +4,7 @@ use p2p_sync_proto::Problem;
 use uuid::Uuid;
 
 use super::{Store, call::without_nul, unsigned};
-use crate::verdicts::{LockRule, Verdict};
+use crate::verdicts::{LockRule, TRESPASS, Verdict};
 
 /// Refusals of a host by one rule are one row a minute, which counts them: there may be thousands a second. A row from
 /// before a lock is left alone, for what it counts is spent.
@@ -34,10 +34,13 @@ const LOCK: &str = "WITH counted AS ( \
         SELECT coalesce(sum((details ->> 'operations')::bigint), 0)::bigint AS operations \
         FROM p2p_sync.security_validations \
         WHERE host_id = $1 AND verdict = 'refused' AND received_at > now() - make_interval(secs => $2) \
+            AND (rule = ANY ($4)) = $5 \
             AND validation_id > coalesce((SELECT max(validation_id) FROM p2p_sync.security_validations \
                 WHERE host_id = $1 AND rule = 'automatic_lock'), 0) \
     ), locked AS ( \
-        UPDATE p2p_sync.hosts SET status = 'locked', lock_reason = 'it forged ' || operations || ' operations' FROM counted \
+        UPDATE p2p_sync.hosts SET status = 'locked', lock_reason = CASE WHEN $5 \
+                THEN 'it tried to write maps or players of others ' || operations || ' times' \
+                ELSE 'it forged ' || operations || ' operations' END FROM counted \
             WHERE host_id = $1 AND status = 'active' AND operations >= $3 RETURNING operations \
     ) \
     INSERT INTO p2p_sync.security_validations (host_id, rule, verdict, details) \
@@ -108,11 +111,25 @@ impl Store {
         self.inner.pools.make_durable().await
     }
 
-    /// Locks a host whose refusals have come to the threshold; gives how many there were, if it was locked just now.
-    pub async fn lock_forger(&self, host_id: Uuid, rule: LockRule) -> Result<Option<u64>, Problem> {
+    /// Locks a host whose forgeries, or trespasses, have come to the threshold; gives how many there were, if it was locked just now.
+    pub async fn lock_for_refusals(
+        &self,
+        host_id: Uuid,
+        is_trespass: bool,
+        rule: LockRule,
+    ) -> Result<Option<u64>, Problem> {
         let seconds = rule.window.as_secs_f64();
         let rows = self
-            .own_rows(LOCK, &[&host_id, &seconds, &i64::from(rule.threshold)])
+            .own_rows(
+                LOCK,
+                &[
+                    &host_id,
+                    &seconds,
+                    &i64::from(rule.threshold),
+                    &TRESPASS.as_slice(),
+                    &is_trespass,
+                ],
+            )
             .await?;
         self.inner.pools.make_durable().await?;
         Ok(rows.first().map(|row| unsigned(row.get(0))))

@@ -1,6 +1,8 @@
 //! Verdicts: what was found against a host, kept for the operator beside the answer, and counted towards a lock.
 //!
-//! Three things are found. *Forgery* is refused by validation and counted. *Movement* is stored and flagged. What a host
+//! Four things are found. *Forgery* is refused by validation and counted. *Trespass*, on maps and players that never were the
+//! host's, is refused where it would be stored, and counted apart, for an honest map server that was set up wrongly may commit
+//! it. What is told again, because a message came again, counts once. *Movement* is stored and flagged. What a host
 //! *reports* of others is stored as its word. All wait in memory, within bounds, for one task that writes them; what is
 //! refused waits as a count for each host and rule, so that however many come, none goes uncounted.
 
@@ -38,7 +40,19 @@ const HOSTS_MAX: usize = 16 * 1024;
 /// A longer report is kept by its operation alone.
 const REPORT_BYTES_MAX: usize = 4096;
 
-/// How many forgeries lock a host.
+/// The rules that are trespass, as the table holds them.
+pub const TRESPASS: [&str; 2] = ["foreign_map", "foreign_player"];
+
+/// What locks hosts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Locks {
+    /// Absent: forgery locks nobody.
+    pub forgery: Option<LockRule>,
+    /// Absent: trespass locks nobody.
+    pub trespass: Option<LockRule>,
+}
+
+/// How many refusals lock a host.
 #[derive(Clone, Copy, Debug)]
 pub struct LockRule {
     /// At least 1.
@@ -91,7 +105,7 @@ pub struct Verdict {
 /// Collects what is found and writes it.
 #[derive(Debug)]
 pub struct Verdicts {
-    lock_rule: Option<LockRule>,
+    locks: Locks,
     // Std mutexes: held for a message's operations, never across an await.
     movement: Mutex<Movement>,
     waiting: Mutex<Waiting>,
@@ -118,7 +132,7 @@ struct Quota {
 fn forgery(code: Code) -> Option<&'static str> {
     match code {
         Code::ImpossibleValue
-        // While no lease is granted: another host's own paths, and tenures that nobody gave.
+        // By validation: another host's own paths.
         | Code::NotLeaseHolder
         | Code::BadOperation
         | Code::BadRequest
@@ -136,9 +150,9 @@ fn forgery(code: Code) -> Option<&'static str> {
 
 impl Verdicts {
     /// Nothing has been found yet.
-    pub fn new(pace: Pace, lock_rule: Option<LockRule>) -> Self {
+    pub fn new(pace: Pace, locks: Locks) -> Self {
         Self {
-            lock_rule,
+            locks,
             movement: Mutex::new(Movement::new(pace)),
             waiting: Mutex::default(),
         }
@@ -149,12 +163,14 @@ impl Verdicts {
         let mut found: Vec<Verdict> = valid
             .refused
             .iter()
+            .filter(|refused| committed.settled_now.contains(&refused.index))
             .filter_map(|refused| {
                 let path = Some(refused.path.clone()).filter(|path| !path.is_empty());
                 let operation_id = Some(refused.operation_id).filter(|id| !id.is_nil());
                 refusal(valid.host_id, &refused.problem, operation_id, path)
             })
             .collect();
+        found.extend(trespasses(valid, committed));
         found.extend(self.moves(received, valid, committed));
         found.extend(reports(valid, committed));
         if !found.is_empty() {
@@ -247,27 +263,36 @@ impl Verdicts {
             }
             return;
         }
-        let Some(rule) = self.lock_rule else { return };
-        let mut hosts: Vec<Uuid> = found
-            .iter()
-            .filter(|verdict| verdict.kind == Kind::Refused)
-            .map(|verdict| verdict.host_id)
-            .collect();
-        hosts.sort_unstable();
-        hosts.dedup();
-        for host_id in hosts {
-            match store.lock_forger(host_id, rule).await {
-                Ok(None) => {}
-                Ok(Some(operations)) => {
-                    opener.forget(host_id);
-                    tracing::error!(
-                        %host_id, operations, within = ?rule.window,
-                        "a host is locked for forgery: see `p2p-sync-proxy hosts verdicts`; `hosts unlock` readmits it"
-                    );
-                }
-                // They are in the table: the next refusal counts them again.
-                Err(problem) => tracing::warn!(%problem, %host_id, "a host's refusals cannot be counted now"),
+        let of = |is_trespass: bool| {
+            let refused = found.iter().filter(|verdict| verdict.kind == Kind::Refused);
+            let mut hosts: Vec<Uuid> = refused
+                .filter(|verdict| TRESPASS.contains(&verdict.rule) == is_trespass)
+                .map(|verdict| verdict.host_id)
+                .collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            hosts
+        };
+        for (is_trespass, rule) in [(false, self.locks.forgery), (true, self.locks.trespass)] {
+            let Some(rule) = rule else { continue };
+            lock(store, opener, &of(is_trespass), is_trespass, rule).await;
+        }
+    }
+}
+
+async fn lock(store: &Store, opener: &Opener, hosts: &[Uuid], is_trespass: bool, rule: LockRule) {
+    for &host_id in hosts {
+        match store.lock_for_refusals(host_id, is_trespass, rule).await {
+            Ok(None) => {}
+            Ok(Some(operations)) => {
+                opener.forget(host_id);
+                tracing::error!(
+                    %host_id, operations, is_trespass, within = ?rule.window,
+                    "a host is locked for what it tried to write: see `p2p-sync-proxy hosts verdicts`; `hosts unlock` readmits it"
+                );
             }
+            // They are in the table: the next refusal counts them again.
+            Err(problem) => tracing::warn!(%problem, %host_id, "a host's refusals cannot be counted now"),
         }
     }
 }
@@ -335,6 +360,31 @@ fn refusal(host_id: Uuid, problem: &Problem, operation_id: Option<Uuid>, path: O
         path,
         details: json!({"code": problem.code as i32, "reason": without_nul(&problem.sentence)}),
         operations: 1,
+    })
+}
+
+/// What was refused where it would have been stored, for it never was the host's to write.
+fn trespasses<'a>(valid: &'a Valid, committed: &'a Committed) -> impl Iterator<Item = Verdict> + 'a {
+    let refused = committed.outcomes.iter().filter_map(|(index, outcome)| {
+        let Outcome::Rejected(problem) = outcome else {
+            return None;
+        };
+        let rule = match problem.code {
+            Code::NotLeaseHolder => TRESPASS[0],
+            Code::PlayerNotHere => TRESPASS[1],
+            _ => return None,
+        };
+        let is_new = committed.settled_now.contains(index);
+        is_new.then_some((index, rule, problem))
+    });
+    refused.filter_map(|(index, rule, problem)| {
+        // Not what validation has refused, which is forgery.
+        let op = valid.ops.iter().find(|op| op.index == *index)?;
+        Some(Verdict {
+            rule,
+            details: json!({"code": problem.code as i32, "reason": problem.sentence}),
+            ..of_operation(valid.host_id, Kind::Refused, op)
+        })
     })
 }
 

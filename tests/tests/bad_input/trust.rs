@@ -6,7 +6,7 @@ use p2p_sync_proto::{
     Code,
     ids::new_id,
     keys::Credential,
-    v1::{self, SyncDataType},
+    v1::{self, SyncDataType, pull_reply, pull_request::What},
 };
 use p2p_sync_tests::{
     recording::{Happening, recorded},
@@ -383,4 +383,85 @@ async fn a_changed_types_file_holds_without_a_restart_and_a_bad_one_is_told_and_
 fn hangup(pid: u32) {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::HUP).expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_04_a_host_that_goes_on_writing_maps_and_players_of_others_is_locked() {
+    let settings = [
+        ("leases", "required".to_owned()),
+        ("trespass_lock_threshold", "50".to_owned()),
+    ];
+    let world = World::new(&settings).await;
+    let (forger, host_id, _) = world.forger().await;
+    let foreign_player = |sequence| v1::Operation {
+        path: "@char/7/PLAYER_DATA".to_owned(),
+        payload: Some(full(r#"{"char_id":7,"zeny":5}"#)),
+        ..good(sequence)
+    };
+    for (operations, code) in [
+        (encoded((1..=30).map(good)), Code::NotLeaseHolder),
+        (encoded((31..=49).map(foreign_player)), Code::PlayerNotHere),
+    ] {
+        for _ in 0..5 {
+            // Sealed anew each time: what is told again counts once.
+            let reply = forger.apply(operations.clone()).await;
+            assert!(reply.outcomes.iter().all(|outcome| outcome.code() == code), "{reply:?}");
+        }
+    }
+    world
+        .until_verdicts(host_id, "refused foreign_map 30, refused foreign_player 19")
+        .await;
+    assert_eq!(world.status(host_id).await, "active", "not yet");
+    forger.apply(encoded([good(50)])).await;
+    let is_locked = async || world.status(host_id).await == "locked";
+    wait_until(TAKES_HOLD, "the host is locked", is_locked).await;
+    let states = "SELECT count(*)::text FROM p2p_sync.states WHERE host_id = $1";
+    assert_eq!(world.text(states, host_id).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_says_of_itself_and_of_others_no_other_host_reads() {
+    let world = World::new(&[]).await;
+    let (teller, teller_id, _) = world.forger().await;
+    let (reader, _, _) = world.forger().await;
+    let path = format!("@host/{teller_id}/HOST_METRICS");
+    let metrics = v1::Operation {
+        path: path.clone(),
+        payload: Some(full(r#"{"cpu":5}"#)),
+        ..good(1)
+    };
+    let reply = teller.apply(encoded([metrics, good(2)])).await;
+    assert!(reply.outcomes.is_empty(), "{reply:?}");
+    let questions = || {
+        [
+            What::Get(v1::Get { path: path.clone() }),
+            What::Scan(v1::Scan::default()),
+            What::ChangesSince(v1::ChangesSince {
+                stream: "@host".to_owned(),
+                ..Default::default()
+            }),
+        ]
+    };
+    let read = async |host: &Forger, what| {
+        let reply = host.pull(Some(what)).await.expect("answered");
+        let paths: Vec<String> = match reply.what {
+            Some(pull_reply::What::State(state)) => vec![state.path],
+            Some(pull_reply::What::Page(page)) => page.states.into_iter().map(|state| state.path).collect(),
+            _ => vec![],
+        };
+        (v1::RejectCode::try_from(reply.code).expect("known"), paths)
+    };
+    let world_state = "prontera/MONSTER_DATA/7".to_owned();
+    let own = [
+        vec![path.clone()],
+        vec![path.clone(), world_state.clone()],
+        vec![path.clone()],
+    ];
+    let others = [vec![], vec![world_state], vec![]];
+    for ((question, own), others) in questions().into_iter().zip(own).zip(others) {
+        assert_eq!(read(&teller, question.clone()).await, (Code::None, own));
+        let is_get = matches!(question, What::Get(_));
+        let code = if is_get { Code::NotAllowed } else { Code::None };
+        assert_eq!(read(&reader, question).await, (code, others));
+    }
 }

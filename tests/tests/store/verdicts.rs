@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use p2p_sync_proto::{Code, Position, Problem};
 use p2p_sync_proxy::{
+    operation::{Refused, Valid},
     store::HostStatus,
     verdicts::{Kind, LockRule, Verdict},
 };
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::fixture::Hub;
+use crate::fixture::{Hub, message, put};
 
 const RULE: LockRule = LockRule {
     threshold: 100,
@@ -80,7 +82,7 @@ async fn a_host_is_locked_at_the_threshold_within_the_window_and_unlocked_with_a
     let refuse = async |operations| {
         let found = [verdict(host, Kind::Refused, "BAD_PATH", operations)];
         hub.store.add_verdicts(&found).await.expect("written");
-        hub.store.lock_forger(host, RULE).await.expect("serves")
+        hub.store.lock_for_refusals(host, false, RULE).await.expect("serves")
     };
     let flags = vec![verdict(host, Kind::Flagged, "movement_speed", 1); 200];
     hub.store.add_verdicts(&flags).await.expect("written");
@@ -111,9 +113,63 @@ async fn a_revoked_host_stays_revoked_and_old_verdicts_are_forgotten() {
         .expect("revokes");
     let found = [verdict(host, Kind::Refused, "BAD_PATH", 1000)];
     hub.store.add_verdicts(&found).await.expect("written");
-    assert_eq!(hub.store.lock_forger(host, RULE).await.expect("serves"), None);
+    assert_eq!(
+        hub.store.lock_for_refusals(host, false, RULE).await.expect("serves"),
+        None
+    );
     assert_eq!(status(&hub, host).await, HostStatus::Revoked);
     let age = "UPDATE p2p_sync.security_validations SET received_at = received_at - interval '31 days'";
     hub.sql.batch_execute(age).await.expect("ages");
     assert_eq!(hub.store.maintain().await.expect("serves").verdicts_purged, 1);
+}
+
+#[tokio::test]
+async fn trespass_and_forgery_lock_at_thresholds_of_their_own() {
+    let hub = Hub::new().await;
+    let host = hub.host().await;
+    let found = [
+        verdict(host, Kind::Refused, "foreign_map", 60),
+        verdict(host, Kind::Refused, "foreign_player", 39),
+        verdict(host, Kind::Refused, "BAD_PATH", 99),
+    ];
+    hub.store.add_verdicts(&found).await.expect("written");
+    for is_trespass in [false, true] {
+        let locked = hub.store.lock_for_refusals(host, is_trespass, RULE).await;
+        assert_eq!(locked.expect("serves"), None);
+    }
+    let one_more = [verdict(host, Kind::Refused, "foreign_map", 1)];
+    hub.store.add_verdicts(&one_more).await.expect("written");
+    let forged = hub.store.lock_for_refusals(host, false, RULE).await;
+    assert_eq!(forged.expect("serves"), None);
+    let trespassed = hub.store.lock_for_refusals(host, true, RULE).await;
+    assert_eq!(trespassed.expect("serves"), Some(100));
+}
+
+#[tokio::test]
+async fn what_is_refused_counts_once_however_often_it_comes() {
+    let hub = Hub::governed().await;
+    let (host, holder) = (hub.host().await, hub.host().await);
+    hub.store.grant_map("prontera", holder, false).await.expect("free");
+    let refused = Refused {
+        index: 1,
+        operation_id: Uuid::from_u128(9),
+        position: Some(Position {
+            incarnation: 1,
+            sequence: 2,
+        }),
+        path: "prontera/MONSTER_DATA/7".to_owned(),
+        data_type: 1,
+        payload: b"{}".to_vec(),
+        problem: Problem::new(Code::ImpossibleValue, "why"),
+    };
+    let foreign = put("prontera/MONSTER_DATA/7", 1);
+    let message = Valid {
+        refused: vec![refused],
+        ..message(host, vec![foreign])
+    };
+    let first = hub.store.apply(&message).await.expect("decided");
+    assert_eq!(first.settled_now, [0, 1]);
+    let again = hub.store.apply(&message).await.expect("decided");
+    assert_eq!(again.settled_now, [0; 0]);
+    assert_eq!(again.outcomes.len(), 2, "and it is told what it was told before");
 }
