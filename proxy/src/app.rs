@@ -95,7 +95,7 @@ impl App {
         let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
         let timeline = store.timeline().await?;
         // Before anybody can be granted a map whose lease ran out while there was no hub to renew it.
-        store.note_start(config.redis.is_none()).await?;
+        store.note_start().await?;
         let (cache, publisher, host_cache, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),

@@ -10,8 +10,8 @@ use super::{Store, signed, unsigned};
 
 /// While the hub serves it says so every few seconds; longer silence is time that it was away.
 const ALIVE_GAP: Duration = Duration::from_secs(10);
-/// Between two notes of one that serves, and some more.
-const NOTED_WITHIN: Duration = Duration::from_secs(5);
+/// Whoever starts knows that it was.
+const START_GAP: Duration = Duration::ZERO;
 
 /// How maps are given to hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,16 +173,16 @@ impl Store {
         self.note(ALIVE_GAP).await
     }
 
-    /// As [`Self::note_alive`], when a proxy starts, before anything else. One that is `alone` knows that the hub was away;
-    /// otherwise one that starts over and over beside another that serves would keep every lease from ending.
-    pub async fn note_start(&self, alone: bool) -> Result<Option<Duration>, Problem> {
-        self.note(if alone { Duration::ZERO } else { NOTED_WITHIN }).await
+    /// As [`Self::note_alive`], when a proxy starts, before anything else. Where another one serves already, leases gain the
+    /// few seconds between two of its notes.
+    pub async fn note_start(&self) -> Result<Option<Duration>, Problem> {
+        self.note(START_GAP).await
     }
 
     async fn note(&self, gap: Duration) -> Result<Option<Duration>, Problem> {
         const NOTE: &str = "SELECT extract(epoch FROM p2p_sync.note_alive(make_interval(secs => $1)))::float8";
         // Not made durable in the embedded engine: a note that is lost makes leases longer, never shorter.
-        let rows = self.own_rows(NOTE, &[&gap.as_secs_f64()]).await?;
+        let rows = self.rows(NOTE, &[&gap.as_secs_f64()]).await?;
         let away = rows.first().map_or(0.0, |row| row.get(0));
         let away = Duration::try_from_secs_f64(away).unwrap_or_default();
         Ok((away > gap).then_some(away))
