@@ -206,7 +206,7 @@ impl Subject {
     fn new(store: Store) -> Self {
         let id = |text| KeyId::parse(text).expect("a key id");
         let secret = |byte| [byte; SECRET_BYTES];
-        let keyring = format!("k1 {} 1700000000\n", "5a".repeat(SECRET_BYTES));
+        let keyring = format!("k1 {} 1700000000 current\n", "5a".repeat(SECRET_BYTES));
         let keyring = Keyring::parse(&keyring, "the test").expect("a keyring");
         let host = keyring.current().credential(Uuid::from_u128(7), 1);
         let subject = Self {

@@ -47,7 +47,8 @@ const NOTES: [&str; 4] = [
     "security_validations",
 ];
 
-/// A hub with leases that locks nobody, a host that writes payon and has lost prontera, and the one that took it.
+/// A hub with leases that locks nobody, a host that writes payon and has lost prontera, and the one that took it and has
+/// character 7 on geffen.
 struct Scene {
     world: World,
     host: WireHost,
@@ -61,6 +62,7 @@ impl Scene {
             ("leases", "required".to_owned()),
             ("lease_seconds", "600".to_owned()),
             ("forgery_lock_threshold", "0".to_owned()),
+            ("trespass_lock_threshold", "0".to_owned()),
         ]);
         let host = WireHost::new(&world.endpoint(), &world.hub.add_host_of(1, &["prontera", "payon"]));
         let other = WireHost::new(&world.endpoint(), &world.hub.add_host_of(2, &["geffen"]));
@@ -75,7 +77,18 @@ impl Scene {
         let other = scene.other.credential().host_id.to_string();
         scene.world.hub.command(&["maps", "force", "prontera", &other]);
         scene.write(&scene.other, &["prontera", "geffen"]);
+        let player = [
+            comes(&scene.other, 3, "geffen"),
+            scene.other.operation(4, PLAYER, Some(r#"{"char_id":7,"zeny":5}"#)),
+        ];
+        scene.apply(&scene.other, &player);
         scene
+    }
+
+    fn apply(&self, host: &WireHost, operations: &[Operation]) {
+        let sealed = host.seal(Lane::Critical, &batch(operations));
+        let reply = run(async { host.critical(&host.connect().await, sealed).await }).expect("answered");
+        assert_eq!((reply.code(), reply.outcomes.len()), (RejectCode::None, 0), "{reply:?}");
     }
 
     /// Something to be overwritten.
@@ -90,9 +103,7 @@ impl Scene {
                 operation
             })
             .collect();
-        let sealed = host.seal(Lane::Critical, &batch(&operations));
-        let reply = run(async { host.critical(&host.connect().await, sealed).await }).expect("answered");
-        assert_eq!((reply.code(), reply.outcomes.len()), (RejectCode::None, 0), "{reply:?}");
+        self.apply(host, &operations);
     }
 
     fn tenure(&self, map: &str) -> u64 {
@@ -540,6 +551,18 @@ fn on_map(host: &WireHost, sequence: u64, map: &str, tenure: u64) -> Operation {
     operation
 }
 
+const PLAYER: &str = "@char/7/PLAYER_DATA";
+
+/// Character 7 comes to a map.
+fn comes(host: &WireHost, sequence: u64, map: &str) -> Operation {
+    let event = r#"{"event":"enter","char_id":7}"#;
+    Operation {
+        account_id: 2_000_007,
+        map: map.to_owned(),
+        ..host.operation(sequence, "@char/7/PLAYER_PRESENCE", Some(event))
+    }
+}
+
 /// All kinds of operations that must change nothing. The sequence makes each another one.
 fn forged_operations(scene: &Scene) -> Vec<Forged> {
     use OutcomeState::{Limbo, Rejected};
@@ -576,7 +599,33 @@ fn forged_operations(scene: &Scene) -> Vec<Forged> {
             (Limbo, RejectCode::StaleTenure),
             move |host, sequence| on_map(host, sequence, "prontera", prontera - 1),
         ),
-        // A player who is on another host's map belongs here once hosts say where players are.
+        forged(
+            "a player on another host's map",
+            (Rejected, RejectCode::PlayerNotHere),
+            |host, sequence| host.operation(sequence, PLAYER, Some(r#"{"char_id":7,"zeny":6}"#)),
+        ),
+        forged(
+            "another host's player, under a tenure of its own choice",
+            (Rejected, RejectCode::PlayerNotHere),
+            |host, sequence| {
+                let mut operation = host.operation(sequence, PLAYER, Some(r#"{"char_id":7,"zeny":7}"#));
+                operation.version.as_mut().expect("set").tenure = 1 << 60;
+                operation
+            },
+        ),
+        forged(
+            "that another host's player has left",
+            (Rejected, RejectCode::PlayerNotHere),
+            |host, sequence| {
+                let left = r#"{"event":"leave","char_id":7}"#;
+                host.operation(sequence, "@char/7/PLAYER_PRESENCE", Some(left))
+            },
+        ),
+        forged(
+            "that a player who stays there has come here",
+            (OutcomeState::NotYet, RejectCode::NotYetSettled),
+            |host, sequence| comes(host, sequence, "payon"),
+        ),
         spoilt("too deep", RejectCode::TooDeep, |sequence| {
             let depth = 33 + usize::try_from(sequence % 900).expect("small");
             "[".repeat(depth) + &"]".repeat(depth)
@@ -672,8 +721,6 @@ fn invariant_04_of_a_thousand_operations_of_each_forgery_none_changes_a_row_of_s
 impl Scene {
     fn write_once_more(&self) {
         let operation = on_map(&self.host, 1 << 40, "payon", self.tenure("payon"));
-        let sealed = self.host.seal(Lane::Critical, &batch(&[operation]));
-        let reply = run(async { self.host.critical(&self.host.connect().await, sealed).await }).expect("answered");
-        assert_eq!((reply.code(), reply.outcomes.len()), (RejectCode::None, 0), "{reply:?}");
+        self.apply(&self.host, &[operation]);
     }
 }
