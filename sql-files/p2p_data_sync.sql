@@ -40,12 +40,16 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hub (
     one_row   boolean PRIMARY KEY DEFAULT true CHECK (one_row),
     hub_id    uuid NOT NULL DEFAULT gen_random_uuid(),
     timeline  bigint NOT NULL DEFAULT 1,
-    alive_at  timestamptz NOT NULL DEFAULT now()
+    alive_at  timestamptz NOT NULL DEFAULT now(),
+    edits     bigint NOT NULL DEFAULT 0
 );
 COMMENT ON COLUMN p2p_sync.hub.timeline IS
     'Raise it after restoring a backup or failing over to a replica that may lack commits: hosts and subscribers resync';
 COMMENT ON COLUMN p2p_sync.hub.alive_at IS
     'When a proxy last noted that the hub serves: the time it was away does not count towards the end of a lease';
+COMMENT ON COLUMN p2p_sync.hub.edits IS
+    'Counts the operator''s edits, and numbers them: no number comes twice, whatever becomes of the path. Running proxies '
+    'look at it to see that their caches are behind';
 INSERT INTO p2p_sync.hub DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS p2p_sync.hosts (
@@ -191,13 +195,19 @@ CREATE INDEX IF NOT EXISTS states_by_stream ON p2p_sync.states (stream, stream_s
 CREATE INDEX IF NOT EXISTS states_tombstones ON p2p_sync.states (received_at) WHERE deleted;
 -- For scans: where ids are never used again, a map has far more tombstones than states.
 CREATE INDEX IF NOT EXISTS states_there ON p2p_sync.states (path) WHERE NOT deleted;
+-- Mostly nothing is edited: then asking it costs each write next to nothing.
+CREATE INDEX IF NOT EXISTS states_edited ON p2p_sync.states (path) WHERE hub_edit > 0;
 COMMENT ON TABLE p2p_sync.states IS 'The newest version of each path';
 COMMENT ON COLUMN p2p_sync.states.tenure IS 'A higher tenure wins; within one, a host''s own (incarnation, sequence), and between hosts who comes last. Never a clock';
 COMMENT ON COLUMN p2p_sync.states.in_group IS 'Written by a group, whose id is `operation_id`';
 COMMENT ON COLUMN p2p_sync.states.deleted IS 'A tombstone: what is older than it stays away. Purged after its retention';
 COMMENT ON COLUMN p2p_sync.states.logged_at IS 'When an operation of this path was last logged, for types that are sampled';
+COMMENT ON COLUMN p2p_sync.states.host_id IS 'Who wrote it; of an edit of the operator''s the nil UUID';
 COMMENT ON COLUMN p2p_sync.states.hub_edit IS
-    'Raise it when editing the state by hand: operations of hosts that have not seen the edit are rejected as CONFLICT';
+    'The number of the last edit by the operator (p2p-sync-proxy ops put), 0 for none: what hosts write that have not seen '
+    'it is a conflict. Who edits by hand raises it, above hub.edits; caches are behind then until they expire';
+COMMENT ON COLUMN p2p_sync.states.version_vector IS
+    'The last edit by each hub: {"<hub_id>": <number>}. This hub''s own is hub_edit. Others'' come with federation';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.operations (
     stream           text COLLATE "C" NOT NULL,
@@ -218,7 +228,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.operations (
     payload          jsonb,
     made_at_ms       bigint NOT NULL,
     superseded       boolean NOT NULL,
-    origin_hub       uuid NOT NULL
+    origin_hub       uuid NOT NULL,
+    hub_edit         bigint NOT NULL DEFAULT 0
 ) PARTITION BY RANGE (received_at);
 CREATE INDEX IF NOT EXISTS operations_every ON p2p_sync.operations (stream, stream_sequence) WHERE keeps_every;
 CREATE INDEX IF NOT EXISTS operations_by_id ON p2p_sync.operations (operation_id);
@@ -227,6 +238,7 @@ COMMENT ON TABLE p2p_sync.operations IS 'The log, one partition a day (UTC). Pay
 COMMENT ON COLUMN p2p_sync.operations.in_group IS
     'A member of a group: all have the group''s id as `operation_id`, in each stream that the group touches';
 COMMENT ON COLUMN p2p_sync.operations.superseded IS 'It came when its path held a newer version; of types kept as latest';
+COMMENT ON COLUMN p2p_sync.operations.hub_edit IS 'The last edit by the operator that its path had then, itself included';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.rejected_operations (
     rejection_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -278,6 +290,35 @@ COMMENT ON COLUMN p2p_sync.limbo_operations.tenure IS
 COMMENT ON COLUMN p2p_sync.limbo_operations.path IS 'Empty for a group, which has one row';
 COMMENT ON COLUMN p2p_sync.limbo_operations.payload IS
     'Of a group its members: [{"path", "type", "keeps_every", "account_id", "map", "tenure", "data"}], a deletion without "data"';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.conflicts (
+    conflict_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    host_id       uuid NOT NULL,
+    path          text COLLATE "C" NOT NULL,
+    hub_edit      bigint NOT NULL,
+    operation_id  uuid NOT NULL,
+    in_group      boolean NOT NULL,
+    rule          text NOT NULL CHECK (rule IN ('host', 'newest', 'hub', 'both')),
+    operations    bigint NOT NULL,
+    members       jsonb NOT NULL,
+    recorded_at   timestamptz NOT NULL DEFAULT now(),
+    last_at       timestamptz NOT NULL DEFAULT now(),
+    resolved_at   timestamptz,
+    resolution    text CHECK (resolution IN ('hub', 'host', 'data')),
+    UNIQUE (host_id, path, hub_edit)
+);
+COMMENT ON TABLE p2p_sync.conflicts IS
+    'Writes by hosts that had not seen the operator''s last edit of their path: one row for each host, path and edit, with both '
+    'values (p2p-sync-proxy ops conflicts). Kept as long as the log; where the rule is both, until it is resolved';
+COMMENT ON COLUMN p2p_sync.conflicts.path IS 'Of a group the first member that conflicts';
+COMMENT ON COLUMN p2p_sync.conflicts.hub_edit IS 'The edit that the host had not seen';
+COMMENT ON COLUMN p2p_sync.conflicts.rule IS 'What the type''s rule made of it; of a group the strictest: both, hub, newest, host';
+COMMENT ON COLUMN p2p_sync.conflicts.operations IS
+    'How many came so. The host''s value is that of the last, the hub''s the one before the first; of a group both are the first''s';
+COMMENT ON COLUMN p2p_sync.conflicts.members IS
+    '[{"path", "type", "keeps_every", "conflicts", "hub": {"edit", "vector", "stream_sequence", "account_id", "map", "data"}, '
+    '"host": {"account_id", "map", "data"}}], without "data" where it is deleted; "hub" is null where nothing was at the path. '
+    'One, or all of a group';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.presence (
     char_id      bigint PRIMARY KEY,
@@ -782,58 +823,96 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- The stream that numbers what is written to a path.
+CREATE OR REPLACE FUNCTION p2p_sync.stream_of(p_path text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_path LIKE '@char/%' OR p_path LIKE '@account/%' THEN '@player'
+        WHEN p_path LIKE '@host/%' THEN '@host' ELSE split_part(p_path, '/', 1) END COLLATE "C";
+$$;
+
+-- Writes a path as an edit of the operator's, NULL deletes it: at the end of its stream, newer than what is there and at the
+-- tenure of the map's or the player's host, under a number that no edit had before, which it gives. All of the operator's
+-- writing goes this way, and none of it moves a player. Who writes several paths does it in the order of their streams; the
+-- hub's row, which is locked first, has all edits wait for one another.
+--   p_account_id, p_map   NULL: as the path has them
+--   p_tenure, p_host, p_incarnation, p_sequence   of a host's operation that the operator makes an own one
+CREATE OR REPLACE FUNCTION p2p_sync.write_edit(
+    p_path text, p_data_type smallint, p_keeps_every boolean, p_payload jsonb, p_account_id bigint, p_map text,
+    p_operation_id uuid, p_in_group boolean, p_made_at_ms bigint,
+    p_tenure bigint DEFAULT 0, p_host uuid DEFAULT '00000000-0000-0000-0000-000000000000', p_incarnation bigint DEFAULT 0,
+    p_sequence bigint DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_stream text := p2p_sync.stream_of(p_path);
+    v_hub uuid;
+    v_edit bigint;
+    v_number bigint;
+    v_there record;
+    v_tenure bigint;
+BEGIN
+    UPDATE p2p_sync.hub SET edits = edits + 1 RETURNING hub_id, edits INTO v_hub, v_edit;
+    INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) VALUES (v_stream, 1, v_hub)
+        ON CONFLICT (stream) DO UPDATE SET head = m.head + 1
+        RETURNING head INTO v_number;
+    SELECT tenure, hub_edit, account_id, map INTO v_there FROM p2p_sync.states WHERE path = p_path;
+    IF v_there.hub_edit >= v_edit THEN
+        -- Someone raised it by hand.
+        v_edit := v_there.hub_edit + 1;
+        UPDATE p2p_sync.hub SET edits = v_edit;
+    END IF;
+    -- Never older than what its path has, nor than what the map's or the player's host writes: an edit is of today.
+    SELECT greatest(p_tenure, v_there.tenure, p2p_sync.player_tenure(p_path), max(tenure)) INTO v_tenure
+        FROM p2p_sync.host_assignments WHERE map = v_stream;
+    p_account_id := coalesce(p_account_id, v_there.account_id, 0);
+    p_map := coalesce(p_map, v_there.map, CASE WHEN v_stream LIKE '@%' THEN '' ELSE v_stream END);
+    p_sequence := coalesce(p_sequence, v_edit);
+    INSERT INTO p2p_sync.states AS s (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation, sequence,
+            host_id, operation_id, in_group, account_id, map, deleted, payload, received_at, logged_at, hub_edit, origin_hub,
+            version_vector)
+        VALUES (p_path, v_stream, v_number, p_data_type, p_keeps_every, v_tenure, p_incarnation, p_sequence, p_host,
+            p_operation_id, p_in_group, p_account_id, p_map, p_payload IS NULL, p_payload, now(), now(), v_edit, v_hub,
+            jsonb_build_object(v_hub, v_edit))
+        ON CONFLICT (path) DO UPDATE SET
+            stream_sequence = excluded.stream_sequence, data_type = excluded.data_type,
+            keeps_every = excluded.keeps_every, tenure = excluded.tenure, incarnation = excluded.incarnation,
+            sequence = excluded.sequence, host_id = excluded.host_id, operation_id = excluded.operation_id,
+            in_group = excluded.in_group, account_id = excluded.account_id, map = excluded.map, deleted = excluded.deleted,
+            payload = excluded.payload, received_at = excluded.received_at, logged_at = excluded.logged_at,
+            hub_edit = excluded.hub_edit, origin_hub = excluded.origin_hub,
+            version_vector = s.version_vector || excluded.version_vector;
+    INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, in_group, path, data_type,
+            keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded,
+            origin_hub, hub_edit)
+        VALUES (v_stream, v_number, now(), p_operation_id, p_in_group, p_path, p_data_type, p_keeps_every, v_tenure,
+            p_incarnation, p_sequence, p_host, p_account_id, p_map, p_payload IS NULL, p_payload, p_made_at_ms, false, v_hub,
+            v_edit);
+    RETURN v_edit;
+END $$;
+
 -- Writes what lies in limbo as the operator's edit, in the order of its streams, and takes it out of limbo; false where
 -- there is no such row. No player is moved by it.
 CREATE OR REPLACE FUNCTION p2p_sync.merge_limbo(p_limbo_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_limbo p2p_sync.limbo_operations;
-    v_hub uuid := (SELECT hub_id FROM p2p_sync.hub);
     v_member record;
-    v_number bigint;
-    v_tenure bigint;
 BEGIN
     DELETE FROM p2p_sync.limbo_operations WHERE limbo_id = p_limbo_id RETURNING * INTO v_limbo;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     FOR v_member IN
-        SELECT m.*, CASE WHEN m.path LIKE '@char/%' OR m.path LIKE '@account/%' THEN '@player'
-                WHEN m.path LIKE '@host/%' THEN '@host' ELSE split_part(m.path, '/', 1) END COLLATE "C" AS stream
+        SELECT m.*
             FROM (SELECT v_limbo.path AS path, v_limbo.data_type AS data_type, v_limbo.keeps_every AS keeps_every,
                         v_limbo.account_id AS account_id, split_part(v_limbo.path, '/', 1) AS map, v_limbo.tenure AS tenure,
-                        v_limbo.deleted AS deleted, v_limbo.payload AS payload, false AS in_group
+                        v_limbo.payload AS payload, false AS in_group
                     WHERE v_limbo.path <> ''
                 UNION ALL SELECT e ->> 'path', (e ->> 'type')::smallint, (e ->> 'keeps_every')::boolean,
-                        (e ->> 'account_id')::bigint, e ->> 'map', (e ->> 'tenure')::bigint, NOT e ? 'data', e -> 'data', true
+                        (e ->> 'account_id')::bigint, e ->> 'map', (e ->> 'tenure')::bigint, e -> 'data', true
                     FROM jsonb_array_elements(CASE WHEN v_limbo.path = '' THEN v_limbo.payload ELSE '[]' END) AS e) AS m
-            ORDER BY stream, path
+            ORDER BY p2p_sync.stream_of(path), path COLLATE "C"
     LOOP
-        INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) VALUES (v_member.stream, 1, v_hub)
-            ON CONFLICT (stream) DO UPDATE SET head = m.head + 1
-            RETURNING head INTO v_number;
-        -- Never older than what its path has, nor than what the map's or the player's host writes: an edit is of today.
-        SELECT greatest(v_member.tenure, max(tenure)) INTO v_tenure
-            FROM (SELECT tenure FROM p2p_sync.host_assignments WHERE map = v_member.stream
-                UNION ALL SELECT p2p_sync.player_tenure(v_member.path)
-                UNION ALL SELECT tenure FROM p2p_sync.states WHERE path = v_member.path) AS there;
-        INSERT INTO p2p_sync.states AS s (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation, sequence,
-                host_id, operation_id, in_group, account_id, map, deleted, payload, received_at, logged_at, hub_edit, origin_hub)
-            VALUES (v_member.path, v_member.stream, v_number, v_member.data_type, v_member.keeps_every, v_tenure,
-                v_limbo.incarnation, v_limbo.sequence, v_limbo.host_id, v_limbo.operation_id, v_member.in_group,
-                v_member.account_id, v_member.map, v_member.deleted, v_member.payload, now(), now(), 1, v_hub)
-            ON CONFLICT (path) DO UPDATE SET
-                stream_sequence = excluded.stream_sequence, data_type = excluded.data_type,
-                keeps_every = excluded.keeps_every, tenure = excluded.tenure, incarnation = excluded.incarnation,
-                sequence = excluded.sequence, host_id = excluded.host_id, operation_id = excluded.operation_id,
-                in_group = excluded.in_group, account_id = excluded.account_id, map = excluded.map, deleted = excluded.deleted,
-                payload = excluded.payload, received_at = excluded.received_at, logged_at = excluded.logged_at,
-                hub_edit = s.hub_edit + 1, origin_hub = excluded.origin_hub;
-        INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, in_group, path, data_type,
-                keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded,
-                origin_hub)
-            VALUES (v_member.stream, v_number, now(), v_limbo.operation_id, v_member.in_group, v_member.path,
-                v_member.data_type, v_member.keeps_every, v_tenure, v_limbo.incarnation, v_limbo.sequence, v_limbo.host_id,
-                v_member.account_id, v_member.map, v_member.deleted, v_member.payload, v_limbo.made_at_ms, false, v_hub);
+        PERFORM p2p_sync.write_edit(v_member.path, v_member.data_type, v_member.keeps_every, v_member.payload,
+            v_member.account_id, v_member.map, v_limbo.operation_id, v_member.in_group, v_limbo.made_at_ms, v_member.tenure,
+            v_limbo.host_id, v_limbo.incarnation, v_limbo.sequence);
     END LOOP;
     RETURN true;
 END $$;
@@ -1062,6 +1141,99 @@ BEGIN
             FROM whole AS w WHERE NOT w.limbo ORDER BY w.sequence;
 END $$;
 
+-- Settles, of the operations in `p_new`, those whose writer had not seen the operator's last edit of their path, or one that
+-- is not there: by their types' rules (1 host, 2 newest, 3 hub, 4 both), of a group by the strictest of those members'. Each
+-- is recorded with both values. A player's coming or going (type 12) is no conflict: it has moved the player by now, and only
+-- a merge from limbo edits such a path. `refused` are the sequences that are not to be applied; `sequences` and `edits` tell
+-- the edit that each path has, of all members of a group, also where nothing was at the path and so nothing conflicts.
+-- Called by apply_batch, which has locked the streams.
+CREATE OR REPLACE FUNCTION p2p_sync.settle_conflicts(
+    p_host uuid, p_new int8multirange, p_sequences bigint[], p_operation_ids uuid[], p_paths text[], p_data_types smallint[],
+    p_keeps_every boolean[], p_deleted boolean[], p_account_ids bigint[], p_maps text[], p_hub_edits_seen bigint[],
+    p_payloads jsonb[], p_in_group boolean[], p_rules smallint[],
+    OUT refused bigint[], OUT sequences bigint[], OUT edits bigint[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH compared AS MATERIALIZED (
+        SELECT o.*, coalesce(o.grouped, false) AS in_group, coalesce(s.hub_edit, 0) AS edit,
+                coalesce(s.hub_edit, 0) <> o.seen AS differs,
+                o.data_type <> 12 AND coalesce(s.hub_edit <> o.seen, false) AS conflicts,
+                CASE WHEN s.path IS NOT NULL THEN jsonb_build_object('edit', s.hub_edit, 'vector', s.version_vector,
+                        'stream_sequence', s.stream_sequence, 'account_id', s.account_id, 'map', s.map)
+                    || CASE WHEN s.deleted THEN '{}' ELSE jsonb_build_object('data', s.payload) END END AS hub_side
+            FROM unnest(p_sequences, p_operation_ids, p_paths, p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps,
+                    p_hub_edits_seen, p_payloads, p_in_group, p_rules) WITH ORDINALITY
+                AS o(sequence, operation_id, path, data_type, keeps_every, deleted, account_id, map, seen, payload, grouped,
+                    rule, place)
+            LEFT JOIN p2p_sync.states AS s ON s.path = o.path
+            WHERE p_new @> o.sequence
+    ), judged AS MATERIALIZED (
+        SELECT sequence, bool_or(in_group) AS in_group, max(rule) FILTER (WHERE conflicts) AS rule,
+                (array_agg(path ORDER BY place) FILTER (WHERE conflicts))[1] AS path,
+                (array_agg(edit ORDER BY place) FILTER (WHERE conflicts))[1] AS edit
+            FROM compared GROUP BY sequence HAVING bool_or(differs)
+    ), recorded AS (
+        INSERT INTO p2p_sync.conflicts AS c (host_id, path, hub_edit, operation_id, in_group, rule, operations, members)
+            SELECT p_host, j.path, j.edit, (array_agg(m.operation_id))[1], j.in_group,
+                    (ARRAY['host', 'newest', 'hub', 'both'])[j.rule], j.operations,
+                    jsonb_agg(jsonb_build_object('path', m.path, 'type', m.data_type, 'keeps_every', m.keeps_every,
+                        'conflicts', m.conflicts, 'hub', m.hub_side,
+                        'host', jsonb_build_object('account_id', m.account_id, 'map', m.map)
+                            || CASE WHEN m.deleted THEN '{}' ELSE jsonb_build_object('data', m.payload) END) ORDER BY m.place)
+                FROM (SELECT DISTINCT ON (path, edit) *, count(*) OVER (PARTITION BY path, edit) AS operations
+                    FROM judged WHERE rule IS NOT NULL ORDER BY path, edit, sequence DESC) AS j
+                JOIN compared AS m USING (sequence)
+                GROUP BY sequence, j.path, j.edit, j.in_group, j.rule, j.operations
+                ORDER BY j.path
+            ON CONFLICT (host_id, path, hub_edit) DO UPDATE SET
+                operations = c.operations + excluded.operations, last_at = now(),
+                operation_id = CASE WHEN c.in_group OR excluded.in_group THEN c.operation_id ELSE excluded.operation_id END,
+                members = CASE WHEN c.in_group OR excluded.in_group THEN c.members
+                    ELSE jsonb_set(c.members, '{0,host}', excluded.members #> '{0,host}') END
+    )
+    SELECT coalesce((SELECT array_agg(sequence) FROM judged WHERE rule >= 3), '{}'),
+            array_agg(sequence ORDER BY place), array_agg(c.edit ORDER BY place)
+        INTO refused, sequences, edits
+        FROM compared AS c JOIN judged USING (sequence);
+END $$;
+
+-- Writes what the operator decides for a conflict as an edit, in the order of its streams: what the hub had before it, what
+-- the host wrote, or something else (`p_payload`, not of a group). False where there is no such conflict.
+CREATE OR REPLACE FUNCTION p2p_sync.resolve_conflict(
+    p_conflict_id bigint, p_take text, p_payload jsonb, p_operation_id uuid
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_conflict p2p_sync.conflicts;
+    v_stream text;
+    v_member record;
+BEGIN
+    -- The streams go before the conflict's row, as where it is recorded.
+    PERFORM FROM p2p_sync.hub FOR UPDATE;
+    FOR v_stream IN SELECT DISTINCT p2p_sync.stream_of(e ->> 'path') AS stream
+        FROM p2p_sync.conflicts, jsonb_array_elements(members) AS e WHERE conflict_id = p_conflict_id ORDER BY stream
+    LOOP
+        PERFORM p2p_sync.lock_stream(v_stream);
+    END LOOP;
+    UPDATE p2p_sync.conflicts SET resolved_at = now(), resolution = p_take
+        WHERE conflict_id = p_conflict_id RETURNING * INTO v_conflict;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    FOR v_member IN
+        SELECT e ->> 'path' AS path, (e ->> 'type')::smallint AS data_type, (e ->> 'keeps_every')::boolean AS keeps_every,
+                CASE p_take WHEN 'data' THEN p_payload ELSE e #> ARRAY[p_take, 'data'] END AS payload,
+                CASE WHEN p_take <> 'data' THEN (e #>> ARRAY[p_take, 'account_id'])::bigint END AS account_id,
+                CASE WHEN p_take <> 'data' THEN e #>> ARRAY[p_take, 'map'] END AS map
+            FROM jsonb_array_elements(v_conflict.members) AS e
+            ORDER BY p2p_sync.stream_of(e ->> 'path'), (e ->> 'path') COLLATE "C"
+    LOOP
+        PERFORM p2p_sync.write_edit(v_member.path, v_member.data_type, v_member.keeps_every, v_member.payload,
+            v_member.account_id, v_member.map, p_operation_id, v_conflict.in_group,
+            floor(extract(epoch FROM now()) * 1000)::bigint);
+    END LOOP;
+    RETURN true;
+END $$;
+
 -- Applies what one message holds of one incarnation of one host's outbox. Called as a statement of its own it is one
 -- transaction: what it returns is committed when the caller reads it.
 --
@@ -1077,6 +1249,7 @@ END $$;
 --                                in the order of those; an operation may be there several times
 --   p_leases_required            only a map's holder writes it, and only who has a player writes that; otherwise everybody
 --                                does, and at the last tenure
+--   p_conflict_rules             per operation: the rule of settle_conflicts
 --
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
 -- is refused; and last, for then other hosts' messages about the same maps have to wait: lock the streams, take their
@@ -1086,7 +1259,8 @@ END $$;
 -- but an earlier call had settled it), `told_*` (what this call or an earlier one rejected, or put into limbo, with the
 -- reason given then; where this call did, from behind the first `told_before` on) and
 -- `decided_*` (0 applied, 1 superseded, 2 conflict with an edit by the hub), by place in the arrays. An operation in none of them was applied by
--- an earlier call.
+-- an earlier call. `edit_*` tell the edit that a path has, of each operation whose writer had seen another, applied or not;
+-- of a group as many as it has members, in their order.
 CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_host uuid, p_incarnation bigint, p_gaps_max integer,
     p_batch int8multirange, p_refused int8multirange, p_withdrawn int8multirange,
@@ -1100,9 +1274,11 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_refused_codes integer[], p_refused_reasons text[], p_refused_payloads bytea[],
     p_conflict_code integer, p_conflict_reason text,
     p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
+    p_conflict_rules smallint[],
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
     OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[], OUT told_limbo boolean[],
-    OUT told_before integer, OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[], OUT decided_tenures bigint[]
+    OUT told_before integer, OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[],
+    OUT decided_tenures bigint[], OUT edit_sequences bigint[], OUT edits bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     v_hub uuid;
@@ -1112,6 +1288,7 @@ DECLARE
     v_operation record;
     v_heads bigint[];
     v_conflicting bigint[] := '{}';
+    v_settled_conflicts record;
     v_tenures bigint[];
     v_player_stream integer;
     v_player_tenures bigint[] := '{}';
@@ -1191,6 +1368,15 @@ BEGIN
                     AND (p_batch + p_refused) * v_settled @> r.sequence;
             SELECT array_agg(r.sequence) INTO refused_before
                 FROM unnest(p_refused_sequences) AS r(sequence) WHERE v_settled @> r.sequence;
+            IF p_conflict_code = ANY (told_codes) THEN
+                -- Who asks again was not told, or has forgotten.
+                SELECT array_agg(o.sequence ORDER BY o.place), array_agg(coalesce(s.hub_edit, 0) ORDER BY o.place)
+                    INTO edit_sequences, edits
+                    FROM unnest(p_sequences, p_paths) WITH ORDINALITY AS o(sequence, path, place)
+                    JOIN unnest(told_sequences, told_codes) AS t(sequence, code) USING (sequence)
+                    LEFT JOIN p2p_sync.states AS s ON s.path = o.path
+                    WHERE t.code = p_conflict_code;
+            END IF;
         END IF;
     END IF;
 
@@ -1307,25 +1493,29 @@ BEGIN
         END IF;
     END IF;
 
-    -- A group with one member that conflicts is refused whole.
-    IF cardinality(p_in_group) > 0 THEN
-        SELECT coalesce(array_agg(o.sequence), '{}') INTO v_conflicting
-            FROM unnest(p_sequences, p_paths, p_hub_edits_seen, p_in_group) AS o(sequence, path, hub_edit_seen, in_group)
-            JOIN p2p_sync.states AS s ON s.path = o.path
-            WHERE o.in_group AND v_new @> o.sequence AND s.hub_edit <> o.hub_edit_seen;
+    -- An edit that was seen but is not there is as wrong as one that is there but was not seen.
+    IF EXISTS (SELECT FROM unnest(p_paths, p_hub_edits_seen) AS o(path, seen)
+        LEFT JOIN LATERAL (SELECT hub_edit FROM p2p_sync.states WHERE states.path = o.path AND hub_edit > 0 LIMIT 1) AS s ON true
+        WHERE coalesce(s.hub_edit, 0) <> o.seen)
+    THEN
+        SELECT * INTO v_settled_conflicts FROM p2p_sync.settle_conflicts(p_host, v_new, p_sequences, p_operation_ids, p_paths,
+            p_data_types, p_keeps_every, p_deleted, p_account_ids, p_maps, p_hub_edits_seen, p_payloads, p_in_group,
+            p_conflict_rules);
+        v_conflicting := v_settled_conflicts.refused;
+        edit_sequences := edit_sequences || v_settled_conflicts.sequences;
+        edits := edits || v_settled_conflicts.edits;
     END IF;
 
     -- With the streams locked, what this statement reads of their states is what it writes over.
     -- Incarnations are counted by each host's own outbox and order the operations of that host alone. A lease gives each
     -- writer of a map a tenure of its own; where none governs, hosts that write one path share a tenure, and among them the
     -- one that comes last wins.
-    -- An edit that was seen but is not there is as wrong as one that is there but was not seen.
     WITH decided AS MATERIALIZED (
         SELECT *, newer AND NOT conflicts AND row_number() OVER (
                 PARTITION BY path ORDER BY newer AND NOT conflicts DESC, tenure DESC, sequence DESC) = 1 AS is_newest
             FROM (
                 SELECT o.*, coalesce(o.grouped, false) AS in_group, v_heads[o.stream_of] - o.stream_back AS number,
-                        coalesce(s.hub_edit <> o.hub_edit_seen, false) OR o.sequence = ANY (v_conflicting) AS conflicts,
+                        o.sequence = ANY (v_conflicting) AS conflicts, coalesce(s.hub_edit, 0) AS hub_edit,
                         coalesce(o.tenure > s.tenure OR o.tenure = s.tenure AND (
                             s.host_id <> p_host OR (p_incarnation, o.sequence) > (s.incarnation, s.sequence)), true) AS newer,
                         o.log_seconds = 0
@@ -1359,10 +1549,11 @@ BEGIN
                 logged_at = coalesce(excluded.logged_at, s.logged_at), origin_hub = excluded.origin_hub
     ), logged AS (
         INSERT INTO p2p_sync.operations (stream, stream_sequence, received_at, operation_id, in_group, path, data_type,
-                keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded, origin_hub)
+                keeps_every, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded,
+                origin_hub, hub_edit)
             SELECT p_streams[stream_of], number, now(), operation_id, in_group, path, data_type, keeps_every,
                     tenure, p_incarnation, sequence, p_host, account_id, map, deleted, payload, made_at_ms,
-                    NOT (is_newest OR keeps_every), v_hub
+                    NOT (is_newest OR keeps_every), v_hub, hub_edit
                 FROM decided
                 WHERE NOT conflicts AND (log_seconds = 0 OR is_newest AND log_is_due)
     )

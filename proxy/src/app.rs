@@ -28,7 +28,7 @@ use crate::{
         intake::{Intake, Opening},
         peers::Peers,
     },
-    cache::Cache,
+    cache::{Cache, Edits},
     config::{Admission, Config},
     host_cache::HostCache,
     ingress::Ingress,
@@ -309,12 +309,16 @@ fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {
 async fn probe(hub: Arc<Hub>, health: HealthReporter) {
     let mut ticks = interval(PROBE_INTERVAL);
     let mut answered = None;
+    let mut edits = Edits::default();
     loop {
         ticks.tick().await;
-        let asked = timeout(PROBE_INTERVAL, hub.store.timeline()).await;
+        let asked = timeout(PROBE_INTERVAL, hub.store.pulse()).await;
         let answers = match asked {
-            Ok(Ok(timeline)) => {
+            Ok(Ok((timeline, made))) => {
                 hub.timeline.store(timeline, std::sync::atomic::Ordering::Relaxed);
+                if edits.is_cache_behind(made) {
+                    hub.cache.distrust();
+                }
                 true
             }
             Ok(Err(_)) | Err(_) => false,

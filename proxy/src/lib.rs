@@ -25,3 +25,4 @@ pub mod store;
 pub mod tls;
 pub mod validate;
 pub mod verdicts;
+pub mod version_vector;

@@ -1,5 +1,7 @@
 //! What the stages hand to one another: operations that were found valid, and what became of them.
 
+use std::collections::HashMap;
+
 use p2p_sync_proto::{Code, Path, Position, Problem, envelope::Lane, policy::Keep, v1};
 use uuid::Uuid;
 
@@ -22,6 +24,21 @@ pub enum History {
     },
     /// Nothing.
     Off,
+}
+
+/// What becomes of an operation whose writer had not seen the operator's last edit of its path. In the order of their
+/// strictness: the strictest of a group's members decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConflictRule {
+    /// It is applied.
+    Host = 1,
+    /// What came later holds. An operation comes after the edit that it conflicts with, so it is applied too.
+    Newest = 2,
+    /// It is rejected.
+    #[default]
+    Hub = 3,
+    /// It is rejected, and the conflict is open until the operator resolves it.
+    Both = 4,
 }
 
 /// An operation that passed validation, or one member of a group that did.
@@ -53,6 +70,8 @@ pub struct ValidOp {
     pub map: String,
     /// The last edit by the hub that the writer had seen on the path; 0 for none. At most [`COUNTER_MAX`].
     pub hub_edit_seen: u64,
+    /// What becomes of it where that is not the last.
+    pub conflict_rule: ConflictRule,
     /// The operation before this one on its path, where that has to be settled first. Always before `position`.
     pub predecessor: Option<Position>,
     /// The last coming or going of its player, where that has to be settled first. Always before `position`.
@@ -159,6 +178,7 @@ impl Outcome {
             state: state.into(),
             code: code.into(),
             message: message.to_owned(),
+            hub_edits: Vec::new(),
         })
     }
 }
@@ -175,6 +195,33 @@ pub struct Committed {
     /// What readers may want to know of: operations that became the newest of their path, and each operation of types
     /// kept as `every`. In the order of each stream.
     pub changes: Vec<Change>,
+    /// Of operations whose writer had seen another edit than the last, by their index: the last one of their path; of a
+    /// group of each member's.
+    pub edits: HashMap<u32, Vec<u64>>,
+}
+
+impl Committed {
+    /// What the sender is told: an operation that is not listed was applied.
+    pub fn to_wire(&self) -> Vec<v1::Outcome> {
+        let told = self.outcomes.iter().filter_map(|(index, outcome)| {
+            let hub_edits = self.edits.get(index);
+            let applied = || hub_edits.map(|_| applied(*index));
+            let wire = outcome.to_wire(*index).or_else(applied)?;
+            Some(v1::Outcome {
+                hub_edits: hub_edits.cloned().unwrap_or_default(),
+                ..wire
+            })
+        });
+        told.collect()
+    }
+}
+
+fn applied(index: u32) -> v1::Outcome {
+    v1::Outcome {
+        index,
+        state: v1::OutcomeState::Applied.into(),
+        ..Default::default()
+    }
 }
 
 /// A change of state, as caches and subscribers take it.
@@ -208,6 +255,8 @@ pub struct Change {
     pub critical: bool,
     /// The group that it came in, if any.
     pub group_id: Option<Uuid>,
+    /// The operator's last edit of the path; 0 for none.
+    pub hub_edit: u64,
 }
 
 impl Change {
@@ -226,6 +275,7 @@ impl Change {
                 .group_id
                 .map(|id| id.as_bytes().to_vec().into())
                 .unwrap_or_default(),
+            hub_edit: self.hub_edit,
         }
     }
 }

@@ -199,11 +199,7 @@ fn reply(timeline: u64, committed: Result<Committed, Problem>) -> v1::BatchReply
     match committed {
         Ok(committed) => v1::BatchReply {
             timeline: committed.timeline,
-            outcomes: committed
-                .outcomes
-                .iter()
-                .filter_map(|(index, outcome)| outcome.to_wire(*index))
-                .collect(),
+            outcomes: committed.to_wire(),
             code: Code::None.into(),
             ..Default::default()
         },

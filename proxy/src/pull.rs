@@ -317,6 +317,7 @@ mod tests {
             stream_sequence,
             received_at_ms: 0,
             group_id: None,
+            hub_edit: 0,
         };
         (1..=count).map(row).collect()
     }

@@ -79,3 +79,36 @@ impl Cache {
         }
     }
 }
+
+/// The operator's edits, which other processes write past the cache.
+#[derive(Debug, Default)]
+pub struct Edits {
+    known: Option<u64>,
+    came: bool,
+}
+
+impl Edits {
+    /// Whether the cache may hold what is older than an edit: when there is a new one, and once more at the next look, for
+    /// a write that was committed before the edit may come to the cache after it.
+    pub fn is_cache_behind(&mut self, made: u64) -> bool {
+        let came_before = self.came;
+        self.came = self.known.replace(made).is_some_and(|known| known != made);
+        self.came || came_before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_behind_when_an_edit_is_new_and_once_more_after() {
+        let mut edits = Edits::default();
+        assert!(
+            !edits.is_cache_behind(7),
+            "what was edited before is not in a new cache"
+        );
+        let looks = [7, 8, 8, 8, 9, 10, 10, 10].map(|made| edits.is_cache_behind(made));
+        assert_eq!(looks, [false, true, true, false, true, true, true, false]);
+    }
+}

@@ -15,8 +15,8 @@ pub(super) enum Limbo {
         #[arg(long, value_name = "MAP")]
         map: Option<String>,
     },
-    /// Write it, as an edit of yours: it counts as newer than what its path has. Hosts do not see edits yet: what they
-    /// write to the path is refused (CONFLICT) until its `hub_edit` in `p2p_sync.states` is 0 again.
+    /// Write it, as an edit of yours: it counts as newer than what its path has, and what hosts write without knowing of it
+    /// is a conflict (`ops conflicts`).
     Merge {
         /// The number that `limbo list` begins the line with.
         id: i64,

@@ -5,6 +5,7 @@ mod hosts;
 mod keys;
 mod limbo;
 mod maps;
+mod ops;
 mod players;
 mod schema;
 mod serve;
@@ -66,6 +67,9 @@ enum Command {
     /// What came after the right to write its map, or its player, had passed on.
     #[command(subcommand)]
     Limbo(limbo::Limbo),
+    /// Your own edits of states, and what hosts wrote without knowing of them.
+    #[command(subcommand)]
+    Ops(ops::Ops),
     /// The tables.
     #[command(subcommand)]
     Schema(schema::Schema),
@@ -109,6 +113,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Maps(maps) => maps::run(&maps, &common).await,
         Command::Players(players) => players::run(&players, &common).await,
         Command::Limbo(limbo) => limbo::run(&limbo, &common).await,
+        Command::Ops(ops) => ops::run(&ops, &common).await,
         Command::Schema(schema) => schema::run(&schema, &common).await,
     };
     match done {

@@ -65,6 +65,7 @@ impl Store {
             outcomes: Vec::new(),
             settled_now: Vec::new(),
             changes: Vec::new(),
+            edits: HashMap::new(),
         };
         let (parts, repeated) = split(valid);
         self.keep_unplaced(valid, &mut committed).await?;
@@ -81,6 +82,9 @@ impl Store {
                 .find(|(told, _)| *told == first)
                 .map(|(_, outcome)| outcome.clone());
             committed.outcomes.extend(told.map(|outcome| (index, outcome)));
+            if let Some(edits) = committed.edits.get(&first).cloned() {
+                committed.edits.insert(index, edits);
+            }
         }
         self.inner.pools.make_durable().await?;
         Ok(committed)

@@ -20,9 +20,10 @@ use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
     $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, \
-    $26::text[]::jsonb[], $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40)";
+    $26::text[]::jsonb[], $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41)";
 
-const CONFLICT: &str = "the operator edited this state, and the writer had not seen that: read the path again, then write what is still meant";
+const CONFLICT: &str = "the hub's operator edited this state, and its writer had not seen that: the operator's stays, and this is kept \
+    beside it. What this host writes from now on is taken: read the path, and write what is still meant";
 const TOO_OLD: &str = "the operation comes from an outbox that was closed long ago, and newer state may have been deleted since: it is refused";
 
 /// The arguments of `apply_batch`, in its order.
@@ -51,6 +52,7 @@ pub(super) struct Arguments<'a> {
     made_at_ms: Vec<i64>,
     payloads: Vec<Option<&'a str>>,
     in_group: Vec<bool>,
+    conflict_rules: Vec<i16>,
     refused_sequences: Vec<i64>,
     refused_ids: Vec<Uuid>,
     refused_paths: Vec<Cow<'a, str>>,
@@ -99,6 +101,7 @@ impl<'a> Arguments<'a> {
             made_at_ms: ops.iter().map(|op| signed(op.made_at_ms)).collect(),
             payloads: ops.iter().map(|op| op.payload.as_deref()).collect(),
             in_group: ops.iter().filter(|_| has_groups).map(|op| op.in_group).collect(),
+            conflict_rules: ops.iter().map(|op| op.conflict_rule as i16).collect(),
             refused_sequences: refused.iter().map(|one| signed(one.sequence)).collect(),
             refused_ids: refused.iter().map(|one| one.operation_id).collect(),
             refused_paths: refused.iter().map(|one| without_nul(one.path)).collect(),
@@ -115,7 +118,7 @@ impl<'a> Arguments<'a> {
         let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
         let [batch, refused, withdrawn] = &self.sets;
         #[rustfmt::skip]
-        let values: [&(dyn ToSql + Sync); 40] = [
+        let values: [&(dyn ToSql + Sync); 41] = [
             &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
             &self.streams, &self.stream_counts,
             &self.sequences, &self.stream_of, &self.stream_back,
@@ -127,6 +130,7 @@ impl<'a> Arguments<'a> {
             &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
             &(Code::Conflict as i32), &CONFLICT,
             &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32), &(Code::PlayerNotHere as i32),
+            &self.conflict_rules,
         ];
         let row = client.query_one(&statement, &values).await?;
         // Absent where nothing was set apart now.
@@ -170,8 +174,17 @@ impl<'a> Arguments<'a> {
                     (place, decided)
                 })
                 .collect(),
+            edits: by_sequence(list(&row, "edit_sequences"), list(&row, "edits")),
         })
     }
+}
+
+fn by_sequence(sequences: Vec<i64>, edits: Vec<i64>) -> HashMap<i64, Vec<u64>> {
+    let mut by_sequence: HashMap<i64, Vec<u64>> = HashMap::new();
+    for (sequence, edit) in sequences.into_iter().zip(edits) {
+        by_sequence.entry(sequence).or_default().push(unsigned(edit));
+    }
+    by_sequence
 }
 
 /// An array that is NULL where it would be empty.
@@ -190,6 +203,8 @@ pub(super) struct Answer {
     refused_before: Vec<i64>,
     /// By the operation's place in the call, from 1.
     decided: HashMap<i64, Decided>,
+    /// The last edit of each path whose writer had seen another.
+    edits: HashMap<i64, Vec<u64>>,
 }
 
 /// What was written of an operation.
@@ -215,23 +230,28 @@ impl Answer {
     /// Adds what became of a part.
     pub(super) fn add_to(&self, committed: &mut Committed, valid: &Valid, part: &Part<'_>) {
         committed.timeline = self.timeline;
+        let mut member = 0;
         for (row, op) in (1..).zip(&part.ops) {
             let outcome = self.outcome(Some(row), op.position.sequence);
+            let sequence = signed(op.position.sequence);
+            let is_next = committed.outcomes.last().is_none_or(|(index, _)| *index != op.index);
+            member = if is_next { 0 } else { member + 1 };
+            let edits = self.edits.get(&sequence);
+            if let Some(edits) = edits.filter(|_| is_next) {
+                committed.edits.insert(op.index, edits.clone());
+            }
+            if is_next && self.told.get(&sequence).is_some_and(|told| told.now) {
+                committed.settled_now.push(op.index);
+            }
             if let Outcome::Applied {
                 stream_sequence: stream_sequence @ 1..,
             } = outcome
             {
                 let tenure = self.decided.get(&row).map_or(0, |decided| unsigned(decided.tenure));
-                committed.changes.push(self.change(valid, op, stream_sequence, tenure));
-            }
-            let is_next = committed.outcomes.last().is_none_or(|(index, _)| *index != op.index);
-            if is_next
-                && self
-                    .told
-                    .get(&signed(op.position.sequence))
-                    .is_some_and(|told| told.now)
-            {
-                committed.settled_now.push(op.index);
+                let hub_edit = edits.and_then(|edits| edits.get(member).copied());
+                let hub_edit = hub_edit.unwrap_or(op.hub_edit_seen);
+                let change = self.change(valid, op, stream_sequence, tenure, hub_edit);
+                committed.changes.push(change);
             }
             match committed.outcomes.last_mut() {
                 // One outcome for all members of a group: it applied if any of them became the newest of its path.
@@ -279,7 +299,7 @@ impl Answer {
         }
     }
 
-    fn change(&self, valid: &Valid, op: &ValidOp, stream_sequence: u64, tenure: u64) -> Change {
+    fn change(&self, valid: &Valid, op: &ValidOp, stream_sequence: u64, tenure: u64, hub_edit: u64) -> Change {
         Change {
             path: op.path.clone(),
             stream: op.path.parts().scope.stream().to_owned(),
@@ -295,6 +315,7 @@ impl Answer {
             received_at_ms: self.received_at_ms,
             critical: valid.lane == Lane::Critical,
             group_id: op.in_group.then_some(op.operation_id),
+            hub_edit,
         }
     }
 }

@@ -42,6 +42,10 @@ const PURGE_PLAYER_TENURES: &str = "DELETE FROM p2p_sync.player_tenures WHERE ct
     SELECT ctid FROM p2p_sync.player_tenures WHERE ended_at < now() - make_interval(days => $1) \
     LIMIT 10000 FOR UPDATE SKIP LOCKED))";
 
+/// What is open waits for the operator.
+const PURGE_CONFLICTS: &str = "DELETE FROM p2p_sync.conflicts WHERE last_at < now() - make_interval(days => $1) \
+    AND (rule <> 'both' OR resolved_at IS NOT NULL)";
+
 /// What maintenance did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Maintained {
@@ -59,6 +63,8 @@ pub struct Maintained {
     pub player_tenures_purged: u64,
     /// Invitations that ended long ago.
     pub invitations_purged: u64,
+    /// Conflicts with the operator's edits, as old as the log and settled.
+    pub conflicts_purged: u64,
 }
 
 impl Store {
@@ -82,6 +88,7 @@ impl Store {
                 verdicts_purged: client.execute(PURGE_VERDICTS, &[&log_days]).await?,
                 player_tenures_purged: client.execute(PURGE_PLAYER_TENURES, &[&tombstone_days]).await?,
                 invitations_purged: client.execute(invitations::PURGE, &[&invitations::KEPT_DAYS]).await?,
+                conflicts_purged: client.execute(PURGE_CONFLICTS, &[&log_days]).await?,
             })
         };
         let done = done.await.map_err(|error| unavailable(&error))?;

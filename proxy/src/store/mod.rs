@@ -2,12 +2,13 @@
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
 //! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
-//! `players` who has which player, `limbo` keeps what came too late for it, `verdicts` what was found against hosts, `schema` and `maintain` keep the tables,
-//! and `embedded` runs a Postgres inside this process where there is none outside.
+//! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
+//! was found against hosts, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
 mod call;
+mod edits;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod hosts;
@@ -30,6 +31,7 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 pub(crate) use call::without_nul;
+pub use edits::{ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};

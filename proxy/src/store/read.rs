@@ -13,7 +13,7 @@ use crate::operation::Outcome;
 macro_rules! columns {
     () => {
         "path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, stream_sequence, received_at, \
-            CASE WHEN in_group THEN operation_id END AS group_id"
+            CASE WHEN in_group THEN operation_id END AS group_id, hub_edit"
     };
 }
 
@@ -74,6 +74,8 @@ pub struct StateRow {
     pub received_at_ms: u64,
     /// The group that wrote it, if it was one.
     pub group_id: Option<Uuid>,
+    /// The operator's last edit of the path, which it holds or was written after; 0 for none.
+    pub hub_edit: u64,
 }
 
 impl StateRow {
@@ -94,6 +96,7 @@ impl StateRow {
             stream_sequence: unsigned(row.get(8)),
             received_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
             group_id: row.get(10),
+            hub_edit: unsigned(row.get(11)),
         }
     }
 
@@ -112,6 +115,7 @@ impl StateRow {
                 .group_id
                 .map(|id| id.as_bytes().to_vec().into())
                 .unwrap_or_default(),
+            hub_edit: self.hub_edit,
         }
     }
 }

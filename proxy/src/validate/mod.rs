@@ -19,7 +19,7 @@ use p2p_sync_proto::{
     path::check_map,
     policy::Owner,
     presence,
-    v1::{self, OperationKind, operation::Payload},
+    v1::{self, OperationKind, SyncDataType, operation::Payload},
 };
 use prost::{Message, bytes::Bytes};
 use uuid::Uuid;
@@ -223,6 +223,7 @@ impl Check<'_> {
             account_id: op.account_id,
             map: map.to_owned(),
             hub_edit_seen: op.hub_edit_seen,
+            conflict_rule: self.rules.of(parts.data_type).conflict,
             predecessor: op.predecessor.map(Position::from),
             presence: op.presence.map(Position::from),
             made_at_ms: op.made_at_ms,
@@ -307,6 +308,31 @@ impl Check<'_> {
         self.rules.of(policy.data_type).check(text)?;
         Ok(Some((text, facts)))
     }
+}
+
+/// Checks what the operator writes to a path as what hosts write is checked: that the type belongs there, and, unless it is
+/// a deletion, the payload's bounds, schema and rules. Where players are is not edited (`BAD_OPERATION`).
+pub fn check_edit(rules: &Rules, path: &Path, payload: Option<&str>) -> Result<(), Problem> {
+    let parts = path.parts();
+    if parts.data_type == SyncDataType::PlayerPresence {
+        let sentence =
+            "where a player is moves by its host's word: see `p2p-sync-proxy players` for what an operator can do";
+        return Err(Problem::new(Code::BadOperation, sentence));
+    }
+    let policy = rules.policies.of(parts.data_type);
+    let host_id = match parts.scope {
+        Scope::Host(host_id) => host_id,
+        _ => Uuid::nil(),
+    };
+    let check = Check {
+        rules,
+        host_id,
+        incarnation_max: 0,
+    };
+    check.check_owner(rules.policies.version, parts.scope, policy)?;
+    let payload = payload.map(|payload| Payload::Full(payload.to_owned().into()));
+    check.payload(payload.as_ref(), payload.is_none(), policy)?;
+    Ok(())
 }
 
 fn is_canonical(op: &v1::Operation, bytes: &Bytes) -> bool {

@@ -1,6 +1,6 @@
 use p2p_sync_proto::{
     limits::REASON_BYTES_MAX,
-    v1::{OperationRef, SequenceRange, SyncDataType, Version},
+    v1::{OperationRef, SequenceRange, Version},
 };
 
 use super::*;
@@ -175,6 +175,18 @@ fn each_malformed_operation_is_refused_with_its_code_and_settles() {
             Code::BadOperation,
         ),
     ]);
+}
+
+#[test]
+fn where_a_player_is_is_not_edited() {
+    let edit = |path: &str, payload| {
+        let path = Path::parse(path).expect("a path");
+        check_edit(&Rules::builtin(), &path, payload).map_err(|problem| problem.code)
+    };
+    for payload in [Some(r#"{"event":"enter","char_id":7}"#), None] {
+        assert_eq!(edit("@char/7/PLAYER_PRESENCE", payload), Err(Code::BadOperation));
+    }
+    assert_eq!(edit("@char/7/PLAYER_DATA", None), Ok(()));
 }
 
 #[test]

@@ -22,7 +22,10 @@ use toml::{Table, Value};
 
 use self::section::Section;
 use super::{game_rule::GameRule, schema::Schema};
-use crate::{operation::History, verdicts::movement::Step};
+use crate::{
+    operation::{ConflictRule, History},
+    verdicts::movement::Step,
+};
 
 const BUILTIN: &str = include_str!("../../../conf/types.toml");
 const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
@@ -69,6 +72,8 @@ const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
 pub struct TypeRules {
     /// What the log keeps.
     pub history: History,
+    /// Who is right where a host writes over an edit of the operator's that it had not seen.
+    pub conflict: ConflictRule,
     /// What the payload has to look like.
     pub schema: Option<Schema>,
     /// What holds between its members; none without a schema.
@@ -285,6 +290,7 @@ impl Default for TypeRules {
     fn default() -> Self {
         Self {
             history: History::All,
+            conflict: ConflictRule::default(),
             schema: None,
             game_rules: Vec::new(),
             movement: false,

@@ -105,6 +105,7 @@ fn walks(index: u32, x: u32) -> ValidOp {
         account_id: 0,
         map: "prontera".to_owned(),
         hub_edit_seen: 0,
+        conflict_rule: crate::operation::ConflictRule::Hub,
         predecessor: None,
         presence: None,
         made_at_ms: 0,
@@ -145,6 +146,7 @@ fn nobody_is_flagged_for_what_was_not_stored() {
                 .collect(),
             settled_now: vec![],
             changes: vec![],
+            edits: std::collections::HashMap::new(),
         };
         verdicts.judge(Instant::now(), &valid, &committed);
         let (found, _) = verdicts.waiting().take(Instant::now());

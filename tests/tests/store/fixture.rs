@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use p2p_sync_proto::{Path, Position, envelope::Lane, ids::new_id, policy::Keep, v1};
 use p2p_sync_proxy::{
-    operation::{Committed, History, Outcome, Refused, Valid, ValidOp},
+    operation::{Committed, ConflictRule, History, Outcome, Refused, Valid, ValidOp},
     store::{Connection, Leases, Store, StoreConfig},
 };
 use p2p_sync_tests::services::{Database, database};
@@ -104,6 +104,7 @@ pub(crate) fn put(path: &str, sequence: u64) -> ValidOp {
         account_id: 2_000_001,
         map: "prontera".to_owned(),
         hub_edit_seen: 0,
+        conflict_rule: ConflictRule::Hub,
         predecessor: None,
         presence: None,
         made_at_ms: 1_700_000_000_000,

@@ -1,5 +1,6 @@
 //! The store over a real Postgres: what it promises about order, repetition, refusal and outage.
 
+mod conflicts;
 mod fixture;
 mod groups;
 mod leases;

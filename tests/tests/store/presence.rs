@@ -599,6 +599,25 @@ async fn what_is_merged_of_a_player_is_newer_than_what_its_host_wrote() {
 }
 
 #[tokio::test]
+async fn a_coming_that_is_merged_moves_nobody_and_what_comes_after_it_is_no_conflict() {
+    let (hub, a, b) = walked().await;
+    hub.store.grant_map("payon", a, false).await.expect("free");
+    hub.store.grant_map("payon", b, true).await.expect("forced");
+    assert_eq!(hub.say(a, vec![enter("payon", 1)]).await, ["limbo"]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["applied"]);
+    let limbo = hub.store.limbo(None).await.expect("serves");
+    hub.store.merge_limbo(limbo[0].limbo_id).await.expect("there");
+    let stays = "SELECT count(*) FROM p2p_sync.presence WHERE map = 'geffen' AND left_at IS NULL";
+    assert_eq!(hub.count(stays).await, 1);
+    // That host has not seen the edit, and its player moves all the same: then it has to be told so.
+    let after = moved("leave", 7, "", 2, Some(1));
+    assert_eq!(hub.say(b, vec![after]).await, ["applied"]);
+    assert_eq!(hub.count(stays).await, 0);
+    assert_eq!(hub.number("@char/7/PLAYER_PRESENCE").await, 2);
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.conflicts").await, 0);
+}
+
+#[tokio::test]
 async fn without_leases_every_host_writes_every_player_and_what_was_written_under_one_gives_way() {
     let (hub, a, b) = walked().await;
     assert_eq!(hub.say(a, vec![enter("prontera", 1), data(2)]).await, ["applied"; 2]);

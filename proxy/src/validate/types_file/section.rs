@@ -13,11 +13,11 @@ use toml::{Table, Value};
 
 use super::{TypeRules, bad};
 use crate::{
-    operation::History,
+    operation::{ConflictRule, History},
     validate::{game_rule::GameRule, schema::Schema},
 };
 
-const MEMBERS: [&str; 11] = [
+const MEMBERS: [&str; 12] = [
     "owner",
     "keep",
     "critical",
@@ -29,6 +29,7 @@ const MEMBERS: [&str; 11] = [
     "rules",
     "movement",
     "ops_per_second",
+    "conflict",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -77,6 +78,7 @@ impl Section<'_> {
         let schema = self.schema(schema);
         let rules = TypeRules {
             history: self.history(keep),
+            conflict: self.conflict(),
             game_rules: self.game_rules(schema.as_ref()),
             schema,
             movement: self.switch("movement"),
@@ -187,6 +189,19 @@ impl Section<'_> {
                 History::All
             }
         }
+    }
+
+    fn conflict(&mut self) -> ConflictRule {
+        if !self.members.contains_key("conflict") {
+            return ConflictRule::default();
+        }
+        let rules = [
+            ("hub", ConflictRule::Hub),
+            ("host", ConflictRule::Host),
+            ("newest", ConflictRule::Newest),
+            ("both", ConflictRule::Both),
+        ];
+        self.choice("conflict", &rules)
     }
 
     fn schema(&mut self, read: impl Fn(&str) -> Result<String, String>) -> Option<Schema> {

@@ -77,6 +77,33 @@ fn a_players_coming_and_going_is_a_characters_and_each_counts() {
 }
 
 #[test]
+fn the_operator_is_right_unless_a_type_says_otherwise() {
+    let ruled = |line: &str| {
+        let text = format!("version = 2\n[ITEM_DROP]\nowner = 'map'\nkeep = 'latest'\n{line}\n");
+        overlay(&text).map(|rules| rules.of(SyncDataType::ItemDrop).conflict)
+    };
+    for (line, expected) in [
+        ("", ConflictRule::Hub),
+        ("conflict = 'hub'", ConflictRule::Hub),
+        ("conflict = 'host'", ConflictRule::Host),
+        ("conflict = 'newest'", ConflictRule::Newest),
+        ("conflict = 'both'", ConflictRule::Both),
+    ] {
+        assert_eq!(ruled(line), Ok(expected), "{line}");
+    }
+    let told = ruled("conflict = 'operator'").expect_err("unknown").to_string();
+    assert!(
+        told.contains("[ITEM_DROP] conflict: expected one of \"hub\", \"host\""),
+        "{told}"
+    );
+    assert!(
+        TYPES
+            .iter()
+            .all(|data_type| Rules::builtin().of(*data_type).conflict == ConflictRule::Hub)
+    );
+}
+
+#[test]
 fn what_is_kept_whole_cannot_be_sampled() {
     let told =
         overlay("version = 1\n[CHAT_MESSAGE]\nowner = 'map'\nkeep = 'every'\nhistory = 'off'\n").expect_err("off");
