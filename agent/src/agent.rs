@@ -29,6 +29,7 @@ use crate::{
     clients::Clients,
     config::Config,
     counters::{Counters, Counts, add},
+    edits,
     events::{self, AgentEvent, Events},
     keys::Keys,
     lanes::{Lanes, Submission, Taken},
@@ -155,6 +156,7 @@ impl Agent {
         let events = Arc::new(Events::new());
         let leases = Arc::new(Leases::new(found.leases, events.clone()));
         lanes.set_tenures(leases.tenures());
+        lanes.edits.load(found.edits);
         let clients = Arc::new(Clients::new(found.clients));
         let observer = if serves {
             Some(serving::telling(&clients, observer))
@@ -305,8 +307,20 @@ impl Agent {
 
     /// Reads from the hub; waits at most `critical_timeout_ms`, or `timeout` where given.
     ///
-    /// `HUB_UNAVAILABLE` without an answer, `SHUT_DOWN`, or the code of the hub's refusal.
+    /// What is written here afterwards counts as knowing the operator's edits in what was read. `HUB_UNAVAILABLE` without
+    /// an answer, `SHUT_DOWN`, or the code of the hub's refusal.
     pub fn pull(&self, request: v1::PullRequest, timeout: Option<Duration>) -> Result<v1::PullReply, Problem> {
+        let reply = self.pull_for_another(request, timeout)?;
+        self.shared.has_read(edits::of_reply(&reply));
+        Ok(reply)
+    }
+
+    /// As [`Self::pull`], for who is not this program: it knows no more for it.
+    pub(crate) fn pull_for_another(
+        &self,
+        request: v1::PullRequest,
+        timeout: Option<Duration>,
+    ) -> Result<v1::PullReply, Problem> {
         let timeout = timeout.unwrap_or(self.shared.config.critical_timeout);
         self.pull_within(request, timeout, timeout * 2)
     }
@@ -381,12 +395,18 @@ impl Agent {
     /// Takes the oldest event if it `fits`, else leaves it. Waits for nothing; `fits` must be quick and not call the
     /// agent. Lines of the log are the process': of several agents one gets each.
     pub fn next_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
-        events::next_of(&self.shared.events, fits)
+        self.taken(events::next_of(&self.shared.events, fits))
     }
 
     /// As [`Self::next_event`], but for lines of the log: those are taken by whoever has a logger.
     pub(crate) fn next_own_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
-        self.shared.events.next(fits)
+        self.taken(self.shared.events.next(fits))
+    }
+
+    /// An update is seen when it is taken.
+    fn taken(&self, event: Option<AgentEvent>) -> Option<AgentEvent> {
+        self.shared.has_read(event.iter().filter_map(AgentEvent::edit));
+        event
     }
 
     /// Waits until there is an event other than a line of the log, the time is over or the agent is shut down; gives

@@ -19,6 +19,8 @@ use crate::{
     results::{OperationState, Settled},
 };
 
+/// Edits that were read, in one line.
+pub(crate) const SEEN_MAX: usize = 64;
 /// Operations whose states are asked for in one line.
 pub(crate) const STATES_MAX: usize = 512;
 
@@ -45,6 +47,8 @@ pub(crate) struct Said {
     pub(crate) urgent: bool,
     /// Of a group, which has no operation of its own.
     pub(crate) members: Vec<SaidMember>,
+    /// What was read since the operation before: paths, and the last edit of each by the hub's operator.
+    pub(crate) seen: Vec<(String, u64)>,
     /// For `states`.
     pub(crate) operation_ids: Vec<Uuid>,
 }
@@ -183,6 +187,14 @@ fn write_members(submission: &Submission<'_>, line: &mut String) {
         // Between the values of checked JSON a line's end is as good as a space, and within them there is none.
         line.extend(payload.split(['\n', '\r']).flat_map(|part| [part, " "]));
     }
+}
+
+/// What was read before an operation was made, added to its line.
+pub(crate) fn add_seen(seen: &[(String, u64)], line: &mut String) {
+    let end = line.trim_end().len() - 1;
+    line.truncate(end);
+    let _ = write!(line, r#","seen":{}}}"#, json!(seen));
+    line.push('\n');
 }
 
 /// The whole line of an operation.

@@ -26,6 +26,7 @@ use crate::{
     local_api::{self, Action, Member, READ_TIMEOUT, Request, answer},
     results::Observer,
     subscriptions::Subscriptions,
+    unsaid::Unsaid,
     watch::Watch,
 };
 
@@ -341,7 +342,7 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
             if matches!(request.action, Action::Status | Action::Put | Action::Group) {
                 agent.wait_for_link(patience);
             }
-            answer(&agent, request)?
+            answer(&agent, request, &Unsaid::default())?
         }
     };
     let settled_badly = matches!(told["state"].as_str(), Some("REJECTED" | "UNKNOWN" | "LIMBO"));

@@ -81,6 +81,16 @@ pub enum AgentEvent {
     },
 }
 
+impl AgentEvent {
+    /// Of an update the path and the last edit of it by the hub's operator.
+    pub(crate) fn edit(&self) -> Option<(&str, u64)> {
+        match self {
+            Self::Update { state, .. } => Some((state.path.as_str(), state.hub_edit)),
+            _ => None,
+        }
+    }
+}
+
 /// Orders events of all sources of the process.
 pub(crate) fn stamp() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);

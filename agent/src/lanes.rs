@@ -30,6 +30,7 @@ use prost::bytes::Bytes;
 use uuid::Uuid;
 
 use crate::{
+    edits::Edits,
     outbox::now_ms,
     pending::{Entry, GroupOrder},
 };
@@ -101,6 +102,8 @@ pub(crate) struct Lanes {
     policies: ArcSwap<Policies>,
     /// What operations of each map carry; 0 where there is none.
     tenures: ArcSwap<HashMap<Box<str>, u64>>,
+    /// What operations say that they had seen.
+    pub(crate) edits: Edits,
     order: Mutex<Order>,
     spool_ops_max: usize,
     /// Reserved by operations waiting to be spooled; 0 when none does.
@@ -198,6 +201,7 @@ impl Lanes {
             host_id,
             policies: ArcSwap::from_pointee(policies),
             tenures: ArcSwap::default(),
+            edits: Edits::default(),
             order: Mutex::new(order),
             spool_ops_max: queue_ops_max,
             spool_bytes: AtomicUsize::new(0),
@@ -281,6 +285,7 @@ impl Lanes {
             policy_version: policies.version,
             path: path.as_str(),
             tenure: self.tenure(path.as_str()),
+            hub_edit_seen: self.edits.seen(path.as_str(), made.map(|made| made.at_ms)),
             every,
             critical,
             sent_while_spooled: critical && made.is_none(),
@@ -452,6 +457,7 @@ struct New<'a> {
     policy_version: u32,
     path: &'a str,
     tenure: u64,
+    hub_edit_seen: u64,
     every: bool,
     critical: bool,
     /// It goes into the critical lane too.
@@ -485,6 +491,7 @@ impl New<'_> {
             account_id: submission.account_id,
             map: if on_its_map { "" } else { submission.map },
             policy_version: self.policy_version,
+            hub_edit_seen: self.hub_edit_seen,
             predecessor,
             presence,
             made_at_ms: self.made_at_ms,

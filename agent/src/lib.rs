@@ -15,6 +15,7 @@ mod counters;
 mod credential_file;
 #[cfg(unix)]
 mod door;
+mod edits;
 mod events;
 #[cfg(unix)]
 pub mod ffi;
@@ -36,6 +37,7 @@ mod spooler;
 mod subscriptions;
 mod text;
 mod threads;
+mod unsaid;
 mod watch;
 mod withdrawn;
 

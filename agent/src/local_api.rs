@@ -26,11 +26,13 @@ use uuid::Uuid;
 use crate::{
     agent::Agent,
     attach_lines::{read_base64, write_base64},
+    edits,
     lanes::{Priority, Submission},
     outbox::DeadLetter,
     read,
     results::{Event, Settled},
     subscriptions::Subscription,
+    unsaid::Unsaid,
 };
 
 /// Longest line read, bytes: the largest group, or value with its quotes escaped, and what goes around it.
@@ -159,6 +161,7 @@ pub(crate) fn serve(
     is_gone: Option<&dyn Fn() -> bool>,
 ) -> io::Result<()> {
     let mut line = Vec::new();
+    let read = Unsaid::default();
     loop {
         line.clear();
         if io::Read::take(&mut input, LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
@@ -187,7 +190,7 @@ pub(crate) fn serve(
                     Err(problem) => (request.tag, Err(problem)),
                 }
             }
-            (Ok(request), _) => (request.tag.clone(), answer(agent, &request)),
+            (Ok(request), _) => (request.tag.clone(), answer(agent, &request, &read)),
             (Err(error), _) => not_one(error),
         };
         writeln!(output, "{}", told(tag, answered))?;
@@ -205,12 +208,23 @@ fn told(tag: Value, answer: Result<Value, Problem>) -> Value {
     told
 }
 
-/// Answers one request; waits as it says.
-pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem> {
+/// Answers one request; waits as it says. `read` is what was read over the same connection: what is then written there
+/// counts as knowing it. What others read, people at a command line among them, says nothing of who writes.
+pub(crate) fn answer(agent: &Agent, request: &Request, read: &Unsaid) -> Result<Value, Problem> {
     match request.action {
-        Action::Put => put(agent, request),
-        Action::Group => group(agent, request),
-        Action::Get | Action::Scan => ask_hub(request, |question| agent.pull(question, Some(READ_TIMEOUT))),
+        Action::Put => {
+            say(agent, read);
+            put(agent, request)
+        }
+        Action::Group => {
+            say(agent, read);
+            group(agent, request)
+        }
+        Action::Get | Action::Scan => ask_hub(request, |question| {
+            let reply = agent.pull_for_another(question, Some(READ_TIMEOUT))?;
+            read.has_read(edits::of_reply(&reply));
+            Ok(reply)
+        }),
         Action::Watch => Err(Problem::new(
             Code::BadRequest,
             "watching takes a connection of its own: connect to agent.sock in the outbox's folder",
@@ -254,7 +268,7 @@ pub(crate) fn answer(agent: &Agent, request: &Request) -> Result<Value, Problem>
             let bytes = read_base64(&request.pull).ok_or_else(not_one)?;
             let question = v1::PullRequest::decode(bytes.as_slice()).map_err(|_| not_one())?;
             let timeout = Duration::from_millis(request.timeout_ms).min(READ_TIMEOUT);
-            let reply = agent.pull(question, Some(timeout))?;
+            let reply = agent.pull_for_another(question, Some(timeout))?;
             Ok(json!({ "reply": write_base64(&reply.encode_to_vec()) }))
         }
         Action::Attach => Err(Problem::new(
@@ -273,6 +287,16 @@ fn cache_timeout(agent: &Agent, request: &Request) -> Duration {
 
 /// How long a command line waits for a page of state.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn say(agent: &Agent, read: &Unsaid) {
+    loop {
+        let seen = read.take(0);
+        if seen.is_empty() {
+            return;
+        }
+        agent.has_read(seen.iter().map(|(path, edit)| (path.as_str(), *edit)));
+    }
+}
 
 fn put(agent: &Agent, put: &Request) -> Result<Value, Problem> {
     let submission = Submission {

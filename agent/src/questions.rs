@@ -25,6 +25,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    edits,
     events::Events,
     link::Puller,
     read,
@@ -55,8 +56,9 @@ pub enum Question {
     /// | `{"prefix": "prontera/", "limit": 100, "cursor": ""}` | a page of the states below the prefix, in the order of their paths; `limit` and `cursor` may be left out, the next page's cursor is in the answer |
     ///
     /// Other members are refused with `BAD_REQUEST` and the nearest known one. The answer's data is
-    /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "data"}`, for a page
-    /// `{"states": […], "more", "cursor"}`; `NOT_FOUND` where there is no state at the path.
+    /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "hub_edit", "data"}`, for a page
+    /// `{"states": […], "more", "cursor"}`; `NOT_FOUND` where there is no state at the path. `hub_edit` is the number of the
+    /// last edit of the path by the hub's operator, 0 for none: what is written here afterwards counts as knowing it.
     Read {
         /// What it tells of.
         data_type: SyncDataType,
@@ -182,6 +184,8 @@ pub(crate) trait Asker: Send + Sync {
     fn host_id(&self) -> Result<Uuid, Problem>;
     fn results(&self) -> &Results;
     fn events(&self) -> &Events;
+    /// Notes what was read for the program.
+    fn has_read(&self, reply: &v1::PullReply);
 }
 
 impl Asker for Shared {
@@ -199,6 +203,10 @@ impl Asker for Shared {
 
     fn events(&self) -> &Events {
         &self.events
+    }
+
+    fn has_read(&self, reply: &v1::PullReply) {
+        Self::has_read(self, edits::of_reply(reply));
     }
 }
 
@@ -309,7 +317,11 @@ impl Unanswered {
     async fn ask(mut self, question: Question, request: v1::PullRequest) {
         let pulled = timeout(ANSWER_TIMEOUT, self.questions.puller.pull(request, ANSWER_TIMEOUT)).await;
         let silent = |_| Err(Problem::new(Code::HubUnavailable, "the hub did not answer in time"));
-        let answer = pulled.unwrap_or_else(silent).and_then(|reply| question.answer(reply));
+        let pulled = pulled.unwrap_or_else(silent);
+        if let Ok(reply) = &pulled {
+            self.questions.asker.has_read(reply);
+        }
+        let answer = pulled.and_then(|reply| question.answer(reply));
         self.settled = Some(match answer {
             Ok(data) => Settled {
                 data: Some(data.into()),
@@ -385,6 +397,8 @@ mod tests {
         fn events(&self) -> &Events {
             &self.events
         }
+
+        fn has_read(&self, _: &v1::PullReply) {}
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub(crate) fn state_json(state: &v1::State) -> Value {
         "account_id": state.account_id,
         "stream_sequence": state.stream_sequence,
         "received_at_ms": state.received_at_ms,
+        "hub_edit": state.hub_edit,
         "data": data,
     })
 }

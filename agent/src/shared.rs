@@ -24,7 +24,7 @@ use crate::{
     leases::{Heard, Leases},
     link::{LinkState, Sent},
     near_cache::NearCache,
-    outbox::{Change, DeadLetter, Outbox, damaged_record},
+    outbox::{Change, DeadLetter, Outbox, damaged_record, now_ms},
     pending::{Entry, Flight, Pending},
     resend,
     results::{OperationState, Results, Settled},
@@ -209,6 +209,13 @@ impl Shared {
         self.change(Change::Policies(policies));
     }
 
+    /// Notes what of the hub's state the program has read, and keeps it for the next start.
+    pub(crate) fn has_read<'s>(&self, states: impl IntoIterator<Item = (&'s str, u64)>) {
+        for change in self.lanes.edits.read(states) {
+            self.change(change);
+        }
+    }
+
     /// Takes over what the hub says of this host's leases, and keeps the tenures for the next start.
     pub(crate) fn take_leases(&self, governed: bool, held: Vec<Heard>, at: Instant) {
         let stamped = |tenures| self.lanes.set_tenures(tenures);
@@ -244,13 +251,19 @@ impl Shared {
             .into_iter()
             .map(|outcome| (outcome.index as usize, outcome))
             .collect();
-        for (index, (position, _)) in flight.operations.iter().enumerate() {
+        for (index, (position, bytes)) in flight.operations.iter().enumerate() {
             let outcome = outcomes.remove(&index);
             let at_least = if outcome.as_ref().is_some_and(is_limited) {
                 at_least
             } else {
                 Duration::ZERO
             };
+            if let Some(outcome) = outcome.as_ref().filter(|outcome| !outcome.hub_edits.is_empty()) {
+                // Before it is told: who hears of it and writes on has seen it.
+                for change in self.lanes.edits.told(bytes, &outcome.hub_edits, now_ms()) {
+                    self.change(change);
+                }
+            }
             match outcome.map(|outcome| settled_by(outcome.state, outcome.code, outcome.message)) {
                 None => self.settle(*position, Settled::plain(OperationState::Applied)),
                 Some(Some(settled)) => self.settle(*position, settled),

@@ -27,6 +27,8 @@ pub struct OperationParts<'a> {
     pub map: &'a str,
     /// The version of the policies that the path was made by.
     pub policy_version: u32,
+    /// The number of the last edit by the hub's operator that the writer had seen on the path; 0 for none.
+    pub hub_edit_seen: u64,
     /// The operation before this one on its path, where its order counts and that one was not settled.
     pub predecessor: Option<Position>,
     /// The last coming or going of the player that it belongs to, where that was not settled.
@@ -47,6 +49,7 @@ impl OperationParts<'_> {
         number(to, 5, self.account_id.into());
         text(to, 6, self.map);
         number(to, 7, self.policy_version.into());
+        number(to, 8, self.hub_edit_seen);
         if let Some(predecessor) = reference(self.predecessor) {
             numbers(to, 9, &predecessor);
         }
@@ -73,6 +76,7 @@ impl OperationParts<'_> {
             self.kind as u64,
             self.account_id.into(),
             self.policy_version.into(),
+            self.hub_edit_seen,
             self.made_at_ms,
         ];
         let texts = [self.path, self.map].into_iter().filter(|text| !text.is_empty());
@@ -152,7 +156,7 @@ mod tests {
             account_id: parts.account_id,
             map: parts.map.to_owned(),
             policy_version: parts.policy_version,
-            hub_edit_seen: 0,
+            hub_edit_seen: parts.hub_edit_seen,
             predecessor: parts.predecessor.map(Into::into),
             presence: parts.presence.map(Into::into),
             made_at_ms: parts.made_at_ms,
@@ -186,6 +190,7 @@ mod tests {
                 account_id: short(any(&mut random)),
                 map: text(&mut random, 3),
                 policy_version: short(any(&mut random)),
+                hub_edit_seen: any(&mut random),
                 predecessor: random.bool().then(|| position(&mut random)),
                 presence: random.bool().then(|| position(&mut random)),
                 made_at_ms: any(&mut random),

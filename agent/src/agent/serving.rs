@@ -63,6 +63,11 @@ impl Agent {
         taken.map(|_| ())
     }
 
+    /// Notes what an attached program had read when it made its next operation.
+    pub(crate) fn has_read<'s>(&self, states: impl IntoIterator<Item = (&'s str, u64)>) {
+        self.shared.has_read(states);
+    }
+
     /// Notes that an operation of an attached program will never be taken: it is kept as a dead letter, on disk with its
     /// number. `operation` has all but its version.
     pub(crate) fn refuse_made(&self, operation: Operation, problem: Problem, client: &Arc<Client>, number: u64) {

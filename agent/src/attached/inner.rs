@@ -23,6 +23,7 @@ use crate::{
     attach_lines::{self, Told, read_base64, write_base64},
     config::Config,
     counters::{Counters, add},
+    edits,
     events::Events,
     lanes::{Lanes, Priority, Submission, check_group},
     leases::{Leases, heard_from},
@@ -31,6 +32,7 @@ use crate::{
     questions::Asker,
     results::{OperationState, Results, Settled},
     spooler::Alarm,
+    unsaid::Unsaid,
 };
 
 pub(super) struct Inner {
@@ -46,6 +48,8 @@ pub(super) struct Inner {
     pub(super) leases: Arc<Leases>,
     pub(super) counters: Counters,
     pub(super) errands: Errands,
+    /// What was read and the agent was not told.
+    pub(super) unsaid: Unsaid,
     pub(super) alarm: Alarm,
     /// Whether a caller who waits may expect an answer: the agent is there and its hub answers.
     pub(super) answers: AtomicBool,
@@ -154,7 +158,7 @@ impl Inner {
         &self,
         operation_id: Uuid,
         made_at_ms: u64,
-        line: String,
+        mut line: String,
         critical: bool,
         notify: bool,
     ) -> Result<Uuid, Problem> {
@@ -165,11 +169,18 @@ impl Inner {
         if notify {
             self.events.reserve_settled()?;
         }
+        let seen = self.unsaid.take(line.len());
+        if !seen.is_empty() {
+            attach_lines::add_seen(&seen, &mut line);
+        }
         let queued = self.queue().push(operation_id, line.into(), critical, || {
             self.results.accept(operation_id, ELSEWHERE, made_at_ms, notify);
         });
-        if queued.is_err() && notify {
-            self.events.release_settled();
+        if queued.is_err() {
+            self.unsaid.put_back(seen);
+            if notify {
+                self.events.release_settled();
+            }
         }
         queued.map(|()| operation_id)
     }
@@ -351,5 +362,9 @@ impl Asker for Inner {
 
     fn events(&self) -> &Events {
         &self.events
+    }
+
+    fn has_read(&self, reply: &v1::PullReply) {
+        self.unsaid.has_read(edits::of_reply(reply));
     }
 }

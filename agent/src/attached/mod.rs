@@ -27,6 +27,7 @@ use crate::{
     agent::{Status, get_by},
     config::Config,
     counters::{Counters, add},
+    edits,
     events::{self, AgentEvent, Events},
     lanes::{Priority, Submission},
     leases::{LeaseState, Leases},
@@ -37,6 +38,7 @@ use crate::{
     spooler::Alarm,
     subscriptions::{Subscription, Subscriptions},
     threads,
+    unsaid::Unsaid,
 };
 
 use errands::Errands;
@@ -108,6 +110,7 @@ impl Attached {
             events,
             counters: Counters::default(),
             errands,
+            unsaid: Unsaid::default(),
             alarm: Alarm::default(),
             answers: AtomicBool::new(false),
             cache_silent: AtomicBool::new(false),
@@ -201,7 +204,9 @@ impl Attached {
     #[allow(clippy::needless_pass_by_value)] // As `Agent::pull` has it.
     pub fn pull(&self, request: v1::PullRequest, timeout: Option<Duration>) -> Result<v1::PullReply, Problem> {
         let timeout = timeout.unwrap_or(self.inner.config.critical_timeout);
-        self.inner.pull(&request, timeout, timeout * 2)
+        let reply = self.inner.pull(&request, timeout, timeout * 2)?;
+        self.inner.unsaid.has_read(edits::of_reply(&reply));
+        Ok(reply)
     }
 
     /// The state at a path, from the hub; `None` where there is none.
@@ -260,12 +265,18 @@ impl Attached {
     /// As [`crate::Agent::next_event`]: of this program's operations, questions and subscriptions, and of the link from
     /// here to the hub, the agent included.
     pub fn next_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
-        events::next_of(&self.inner.events, fits)
+        self.taken(events::next_of(&self.inner.events, fits))
     }
 
     /// As [`crate::Agent::next_own_event`].
     pub(crate) fn next_own_event(&self, fits: impl FnOnce(&AgentEvent) -> bool) -> Option<AgentEvent> {
-        self.inner.events.next(fits)
+        self.taken(self.inner.events.next(fits))
+    }
+
+    /// An update is seen when it is taken.
+    fn taken(&self, event: Option<AgentEvent>) -> Option<AgentEvent> {
+        self.inner.unsaid.has_read(event.iter().filter_map(AgentEvent::edit));
+        event
     }
 
     /// As [`crate::Agent::wait_for_event`].

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     Agent, Config,
     local_api::{self, Action, Request},
+    unsaid::Unsaid,
 };
 
 /// How often progress is told.
@@ -58,13 +59,13 @@ pub(super) fn drain(config: Config, timeout: Option<Duration>) -> Result<ExitCod
 impl Drain {
     fn ask(&mut self, request: &Request) -> Result<Value, Problem> {
         if let Some(agent) = &self.agent {
-            return local_api::answer(agent, request);
+            return local_api::answer(agent, request, &Unsaid::default());
         }
         if let Some(answer) = local_api::ask(&self.config.socket_path(), request) {
             return answer;
         }
         let agent = self.agent.insert(Agent::start(self.config.clone())?);
-        local_api::answer(agent, request)
+        local_api::answer(agent, request, &Unsaid::default())
     }
 }
 

@@ -29,7 +29,7 @@ const LARGEST: Position = Position {
 /// Whether a group can be taken; gives whether it goes by the critical lane.
 pub(crate) fn check_group(host_id: Uuid, policies: &Policies, members: &[Submission<'_>]) -> Result<bool, Problem> {
     let paths = group_paths(host_id, policies, members)?;
-    new_members(policies, members, &paths, None, |_| 0)?;
+    new_members(policies, members, &paths, None, |_| (0, 0))?;
     Ok(is_critical(policies, members))
 }
 
@@ -58,24 +58,28 @@ fn new_members<'a>(
     members: &'a [Submission<'a>],
     paths: &'a [Path],
     made: Option<MadeElsewhere>,
-    tenure: impl Fn(&str) -> u64,
+    tenure_and_edit: impl Fn(&str) -> (u64, u64),
 ) -> Result<Vec<New<'a>>, Problem> {
     let critical = is_critical(policies, members);
     let made_at_ms = made.map_or_else(now_ms, |made| made.at_ms);
     let new: Vec<New<'_>> = members
         .iter()
         .zip(paths)
-        .map(|(submission, path)| New {
-            submission,
-            policy_version: policies.version,
-            path: path.as_str(),
-            tenure: tenure(path.as_str()),
-            every: true,
-            critical,
-            sent_while_spooled: critical && made.is_none(),
-            reserved_bytes: OPERATION_BYTES + submission.payload.map_or(0, str::len),
-            operation_id: made.map(|made| made.operation_id),
-            made_at_ms,
+        .map(|(submission, path)| {
+            let (tenure, hub_edit_seen) = tenure_and_edit(path.as_str());
+            New {
+                submission,
+                policy_version: policies.version,
+                path: path.as_str(),
+                tenure,
+                hub_edit_seen,
+                every: true,
+                critical,
+                sent_while_spooled: critical && made.is_none(),
+                reserved_bytes: OPERATION_BYTES + submission.payload.map_or(0, str::len),
+                operation_id: made.map(|made| made.operation_id),
+                made_at_ms,
+            }
         })
         .collect();
     let largest = |member: &New<'_>| {
@@ -107,7 +111,10 @@ impl Lanes {
         let policies = self.policies.load();
         let paths = group_paths(self.host_id, &policies, members)?;
         let critical = is_critical(&policies, members);
-        let new = new_members(&policies, members, &paths, made, |path| self.tenure(path))?;
+        let made_at_ms = made.map(|made| made.at_ms);
+        let new = new_members(&policies, members, &paths, made, |path| {
+            (self.tenure(path), self.edits.seen(path, made_at_ms))
+        })?;
         if self.disk_full.load(Ordering::Relaxed) {
             return Err(queue_full(
                 "the outbox is full or its disk is: free space, or wait until the hub has caught up",

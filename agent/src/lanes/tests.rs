@@ -1,4 +1,7 @@
-use p2p_sync_proto::{limits::PAYLOAD_BYTES_MAX, v1::Operation};
+use p2p_sync_proto::{
+    limits::PAYLOAD_BYTES_MAX,
+    v1::{Operation, operation::Payload},
+};
 use prost::Message as _;
 
 use super::*;
@@ -350,4 +353,53 @@ fn a_player_comes_and_goes_by_an_operation_of_its_own() {
     }
     let refused = lanes.take_group(&[chat(), enter], |_| ()).expect_err("in a group");
     assert_eq!(refused.code, Code::BadOperation);
+}
+
+#[test]
+fn operations_say_which_edits_their_writer_had_seen_members_of_groups_and_those_of_other_programs_too() {
+    let (lanes, exits) = lanes(16);
+    let told = |path: &str, edit, now_ms| {
+        let operation = Operation {
+            path: path.to_owned(),
+            ..Operation::default()
+        };
+        lanes.edits.told(&operation.encode_to_vec().into(), &[edit], now_ms);
+    };
+    let other = Submission {
+        map: "geffen",
+        ..chat()
+    };
+    let made = |at_ms| MadeElsewhere {
+        operation_id: Uuid::nil(),
+        at_ms,
+    };
+    lanes.take(&chat(), |_| ()).expect("taken");
+    told("prontera/CHAT_MESSAGE/5", 7, 1000);
+    told("geffen/CHAT_MESSAGE/5", 8, 2000);
+    lanes.take(&chat(), |_| ()).expect("taken");
+    lanes.take_group(&[other.clone(), chat()], |_| ()).expect("taken");
+    for at_ms in [999, 1000] {
+        lanes.take_made(&chat(), Some(made(at_ms)), |_| ()).expect("taken");
+        lanes
+            .take_made_group(&[other.clone(), chat()], Some(made(at_ms)), |_| ())
+            .expect("taken");
+    }
+    let seen: Vec<Vec<u64>> = exits
+        .spool
+        .try_iter()
+        .map(|queued| {
+            let operation = Operation::decode(queued.bytes).expect("canonical");
+            match operation.payload {
+                Some(Payload::Group(group)) => {
+                    let members = group.members.into_iter().map(Operation::decode);
+                    members.map(|member| member.expect("canonical").hub_edit_seen).collect()
+                }
+                _ => vec![operation.hub_edit_seen],
+            }
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [vec![0], vec![7], vec![8, 7], vec![0], vec![0, 0], vec![7], vec![0, 7]]
+    );
 }

@@ -16,6 +16,7 @@ use crossbeam_channel::RecvTimeoutError;
 use p2p_sync_proto::{
     Code, Policies, Position, Problem,
     limits::PATH_BYTES_MAX,
+    path::Path,
     policy::parse_type,
     v1::{self, Group, Operation, OperationKind, operation::Payload},
 };
@@ -26,7 +27,7 @@ use uuid::Uuid;
 use super::{LINE_BYTES_MAX, told};
 use crate::{
     agent::{Agent, Made},
-    attach_lines::{self, STATES_MAX, Said, SaidMember, Told},
+    attach_lines::{self, SEEN_MAX, STATES_MAX, Said, SaidMember, Told},
     clients::Connection,
     lanes::{MadeElsewhere, Priority, Submission},
     results::{OperationState, Settled},
@@ -152,8 +153,15 @@ impl Served<'_> {
                 }
             };
             match said.action.as_str() {
-                "put" if self.take(&said) => {}
-                "put" => return Ok(()),
+                "put" => {
+                    // Before the operation: it was made by who had read this.
+                    let seen = said.seen.iter().take(SEEN_MAX);
+                    let seen = seen.filter(|(path, _)| Path::parse(path).is_ok());
+                    self.agent.has_read(seen.map(|(path, edit)| (path.as_str(), *edit)));
+                    if !self.take(&said) {
+                        return Ok(());
+                    }
+                }
                 "states" => self.tell_states(&said.operation_ids),
                 // Of a newer library, which does without where it is not answered.
                 _ => {}
@@ -347,7 +355,7 @@ impl Served<'_> {
         });
         let reply = self
             .agent
-            .pull(v1::PullRequest { what: Some(status) }, Some(RESOLVE_TIMEOUT))?;
+            .pull_for_another(v1::PullRequest { what: Some(status) }, Some(RESOLVE_TIMEOUT))?;
         Ok(match reply.what {
             Some(v1::pull_reply::What::OperationStatus(status)) if status.settled => {
                 crate::shared::settled_by(status.state, status.code, status.message)

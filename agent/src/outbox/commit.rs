@@ -10,8 +10,8 @@ use prost::{Message as _, bytes::Bytes};
 use redb::{Database, Table, WriteTransaction};
 
 use super::{
-    CLIENTS, Change, DEAD_LETTERS, DeadRecord, Key, LEASES_AT, META, OPERATIONS, Outbox, Record, Sizes, WITHDRAWN, key,
-    now_ms,
+    CLIENTS, Change, DEAD_LETTERS, DeadRecord, EDITS, Key, LEASES_AT, META, OPERATIONS, Outbox, Record, Sizes,
+    WITHDRAWN, edit_at, key, now_ms,
 };
 
 /// Sealed bytes of dead letters kept; beyond it the oldest give way.
@@ -49,6 +49,17 @@ pub(super) fn commit(outbox: &Outbox, database: &Database, changes: &[Change]) -
                 let purpose = outbox.purpose(b'l', LEASES_AT);
                 let sealed = seal_with(&outbox.key, &purpose, &leases.encode_to_vec());
                 write.open_table(META)?.insert("leases", sealed.as_slice())?;
+            }
+            Change::Edit(slot, None) => {
+                write.open_table(EDITS)?.remove(slot)?;
+            }
+            Change::Edit(slot, Some(record)) => {
+                let sealed = seal_with(
+                    &outbox.key,
+                    &outbox.purpose(b'e', edit_at(*slot)),
+                    &record.encode_to_vec(),
+                );
+                write.open_table(EDITS)?.insert(slot, sealed.as_slice())?;
             }
             Change::Client(id, number) => {
                 write.open_table(CLIENTS)?.insert(id.as_u128(), (*number, now_ms()))?;

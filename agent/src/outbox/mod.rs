@@ -24,6 +24,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use uuid::Uuid;
 
 use crate::{
+    edits::EditRecord,
     keys::Keys,
     lanes::{Presences, is_presence},
     pending::GroupOrder,
@@ -44,6 +45,8 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const OPERATIONS: TableDefinition<Key, &[u8]> = TableDefinition::new("operations");
 const WITHDRAWN: TableDefinition<Key, u64> = TableDefinition::new("withdrawn");
 const DEAD_LETTERS: TableDefinition<Key, &[u8]> = TableDefinition::new("dead_letters");
+/// Of [`Change::Edit`], by slot.
+const EDITS: TableDefinition<u64, &[u8]> = TableDefinition::new("edits");
 /// Of each attached program: the highest number of its operations that were taken, and when that was, ms since 1970.
 const CLIENTS: TableDefinition<u128, (u64, u64)> = TableDefinition::new("clients");
 
@@ -52,6 +55,14 @@ const LEASES_AT: Position = Position {
     incarnation: 0,
     sequence: 0,
 };
+
+/// Where the record of a slot is sealed for.
+fn edit_at(slot: u64) -> Position {
+    Position {
+        incarnation: 0,
+        sequence: slot,
+    }
+}
 
 /// Set aside on disk and given up when the disk is full, so that what is queued can still drain: taking records out
 /// of a copy-on-write file needs pages too.
@@ -112,6 +123,8 @@ pub(crate) enum Change {
     Policies(Policies),
     /// What the hub said of the host's leases: the tenures, and whether leases govern.
     Leases(RenewReply),
+    /// In a slot the last edit that was seen of a path; `None`: nothing any more.
+    Edit(u64, Option<EditRecord>),
     /// An attached program's operations up to this number are here, or were refused.
     Client(Uuid, u64),
     ForgetClient(Uuid),
@@ -131,6 +144,8 @@ pub(crate) struct Found {
     pub(crate) policies: Option<Policies>,
     /// Of [`Change::Leases`].
     pub(crate) leases: Option<RenewReply>,
+    /// Of [`Change::Edit`].
+    pub(crate) edits: Vec<(u64, EditRecord)>,
     /// Attached programs of earlier starts: the number and the time of [`Change::Client`].
     pub(crate) clients: Vec<(Uuid, u64, u64)>,
 }
@@ -232,6 +247,7 @@ impl Outbox {
             write.open_table(WITHDRAWN)?;
             write.open_table(DEAD_LETTERS)?;
             write.open_table(CLIENTS)?;
+            write.open_table(EDITS)?;
         }
         write.commit()?;
         Ok(())
@@ -277,6 +293,7 @@ impl Outbox {
         }
         self.recount().map_err(|error| unreadable(&self.folder, &error))?;
         found.clients = self.read_clients().map_err(|error| unreadable(&self.folder, &error))?;
+        found.edits = self.read_edits().map_err(|error| unreadable(&self.folder, &error))?;
         found.withdrawn = self
             .read_withdrawn()
             .map_err(|error| unreadable(&self.folder, &error))?;
@@ -423,6 +440,20 @@ impl Outbox {
     fn read_leases(&self, sealed: &[u8]) -> Option<RenewReply> {
         let plain = open_with(&self.key, &self.purpose(b'l', LEASES_AT), sealed).ok()?;
         RenewReply::decode(plain.as_slice()).ok()
+    }
+
+    /// Those that open: of the others the hub tells anew.
+    fn read_edits(&self) -> Result<Vec<(u64, EditRecord)>, redb::Error> {
+        let read = self.database.as_ref().ok_or_else(closed)?.begin_read()?;
+        let mut edits = Vec::new();
+        for row in read.open_table(EDITS)?.iter()? {
+            let (slot, sealed) = row?;
+            let slot = slot.value();
+            let opened = open_with(&self.key, &self.purpose(b'e', edit_at(slot)), sealed.value()).ok();
+            let record = opened.and_then(|plain| EditRecord::decode(plain.as_slice()).ok());
+            edits.extend(record.map(|record| (slot, record)));
+        }
+        Ok(edits)
     }
 
     fn read_withdrawn(&self) -> Result<Vec<SequenceRange>, redb::Error> {
