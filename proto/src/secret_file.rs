@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use zeroize::Zeroizing;
@@ -69,7 +70,10 @@ pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
 
 fn temporary(file: &Path) -> PathBuf {
     let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".new-{}", std::process::id()));
+    // Two of one process are no hindrance to each other.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".new-{}-{number}", std::process::id()));
     file.with_file_name(name)
 }
 
