@@ -263,8 +263,8 @@ impl v1::session_server::Session for Ingress {
         let opened = open_by(&self.hub, incoming.as_deref(), sealed.body.len(), opening).await?;
         let (sender, greeted) = match opened {
             Ok((host, Authenticated { sender, body })) => {
-                let greeted = match host.session_call() {
-                    Ok(()) => greet(&self.hub, sender.host_id(), &body).await,
+                let greeted = match host.session_call().await {
+                    Ok(_turn) => greet(&self.hub, sender.host_id(), &body).await,
                     Err(problem) => Err(problem),
                 };
                 (sender, greeted)
@@ -287,8 +287,8 @@ impl v1::session_server::Session for Ingress {
         let opened = open(&self.hub, Lane::Renew, incoming.as_deref(), request.into_inner()).await?;
         let (sender, renewed) = match opened {
             Ok((host, Authenticated { sender, body })) => {
-                let renewed = match host.session_call() {
-                    Ok(()) => renew(&self.hub, &sender, &body).await,
+                let renewed = match host.session_call().await {
+                    Ok(_turn) => renew(&self.hub, &sender, &body).await,
                     Err(problem) => Err(problem),
                 };
                 (sender, renewed)
@@ -330,6 +330,8 @@ impl v1::enrol_server::Enrol for Ingress {
 
 async fn enrol(hub: &Hub, holder: &TokenHolder, request: &v1::EnrolRequest) -> Result<v1::EnrolReply, Problem> {
     let token_id = holder.token_id();
+    let asking = hub.hosts.of(token_id);
+    let _turn = asking.session_call().await?;
     if !identity::is_proven(token_id, &request.public_key, &request.proof) {
         let sentence = "the request does not prove that its key is the host's own: update the agent";
         return Err(Problem::new(Code::BadRequest, sentence));
@@ -355,8 +357,13 @@ impl v1::rotate_server::Rotate for Ingress {
         let opened = open(&self.hub, Lane::Rotate, incoming.as_deref(), request.into_inner()).await?;
         let (sender, rotated) = match opened {
             Ok((host, Authenticated { sender, body })) => {
-                let rotated = match host.session_call() {
-                    Ok(()) => rotate(&self.hub, &sender, &body).await,
+                let rotated = match host.session_call().await {
+                    Ok(_turn) => {
+                        let rotated = rotate(&self.hub, &sender, &body).await;
+                        // Whatever the database holds now is what counts, also where it was locked just now.
+                        self.hub.opener.forget(sender.host_id());
+                        rotated
+                    }
                     Err(problem) => Err(problem),
                 };
                 (sender, rotated)
@@ -368,8 +375,6 @@ impl v1::rotate_server::Rotate for Ingress {
             message: problem.sentence,
             ..Default::default()
         });
-        // Whatever the database holds now is what counts, also where it was locked just now.
-        self.hub.opener.forget(sender.host_id());
         let sealed = sender.seal(&reply);
         reply.credential.zeroize();
         Ok(Response::new(sealed))

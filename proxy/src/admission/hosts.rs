@@ -88,6 +88,7 @@ pub struct Host {
     bulk: LaneShare,
     calls: Rate,
     session_calls: Rate,
+    session: Semaphore,
     /// By the number of the type, each with the rate that it was made for.
     types: Mutex<Vec<Option<TypeRate>>>,
     reads: Arc<Semaphore>,
@@ -197,6 +198,7 @@ impl Host {
             bulk: share(BULK_SHARE),
             calls: rate(quota.calls, 1),
             session_calls: Rate::new(SESSION_CALLS_PER_SECOND, SESSION_CALLS_BURST),
+            session: Semaphore::new(1),
             types: Mutex::new(vec![None; TYPES.len()]),
             reads: Arc::new(Semaphore::new(READS_SHARE)),
             checked: Semaphore::new(CHECKED_SHARE),
@@ -282,9 +284,11 @@ impl Host {
         asked.unwrap_or(Err(RETRY_AFTER)).map_err(|wait| self.too_many(wait))
     }
 
-    /// Whether the host may say hello, or renew its leases.
-    pub fn session_call(&self) -> Result<(), Problem> {
-        self.session_calls.take(1).map_err(|wait| self.too_many(wait))
+    /// Whether the host may say hello, or renew its leases or its credential; one of these at a time, for each takes a
+    /// connection to the database, and may wait there for what the host itself writes.
+    pub async fn session_call(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.session_calls.take(1).map_err(|wait| self.too_many(wait))?;
+        Ok(self.session.acquire().await.expect("it is never closed"))
     }
 
     fn too_many(&self, wait: Duration) -> Problem {

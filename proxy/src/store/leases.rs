@@ -182,7 +182,7 @@ impl Store {
     async fn note(&self, gap: Duration) -> Result<Option<Duration>, Problem> {
         const NOTE: &str = "SELECT extract(epoch FROM p2p_sync.note_alive(make_interval(secs => $1)))::float8";
         // Not made durable in the embedded engine: a note that is lost makes leases longer, never shorter.
-        let rows = self.rows(NOTE, &[&gap.as_secs_f64()]).await?;
+        let rows = self.own_rows(NOTE, &[&gap.as_secs_f64()]).await?;
         let away = rows.first().map_or(0.0, |row| row.get(0));
         let away = Duration::try_from_secs_f64(away).unwrap_or_default();
         Ok((away > gap).then_some(away))
