@@ -518,7 +518,10 @@ CREATE OR REPLACE FUNCTION p2p_sync.set_host_status(p_host uuid, p_status text) 
 DECLARE
     v_map text;
 BEGIN
-    UPDATE p2p_sync.hosts SET status = p_status, lock_reason = CASE p_status WHEN 'locked' THEN 'an operator locked it' END
+    -- Who unlocks a host has looked: a renewal that was begun before, and whose request is lost, begins anew.
+    UPDATE p2p_sync.hosts SET status = p_status, lock_reason = CASE p_status WHEN 'locked' THEN 'an operator locked it' END,
+            next_key_id = CASE WHEN status = 'active' THEN next_key_id END,
+            next_request_id = CASE WHEN status = 'active' THEN next_request_id END
         WHERE host_id = p_host;
     IF NOT FOUND THEN
         RETURN false;
@@ -712,7 +715,7 @@ END $$;
 
 -- Moves a character onto a map of a host, by one of its operations. `verdict`: 0 it is there; 1 too early, for another host
 -- has the player; 2 to limbo, for the map's lease has passed on; 3 refused, for the host never held that; 4 refused, for the
--- character is of another account. A host that has it already keeps its tenure; otherwise the next one begins, which is
+-- character is of another account; 5 refused, for the account has 32 others. A host that has it already keeps its tenure; otherwise the next one begins, which is
 -- greater than any that the character, or its account, ever had.
 CREATE OR REPLACE FUNCTION p2p_sync.enter_player(
     p_host uuid, p_incarnation bigint, p_sequence bigint, p_char bigint, p_account bigint, p_map text, OUT verdict smallint
@@ -732,6 +735,13 @@ BEGIN
         RETURN;
     END IF;
     v_account := coalesce(nullif(p_account, 0), v_there.account_id, 0);
+    -- All of an account's are looked at below, under the lock that all players' writers wait for.
+    IF v_account <> 0 AND v_there.account_id IS DISTINCT FROM v_account
+        AND (SELECT count(*) FROM (SELECT FROM p2p_sync.presence WHERE account_id = v_account LIMIT 32) AS others) = 32
+    THEN
+        verdict := 5;
+        RETURN;
+    END IF;
 
     IF NOT EXISTS (SELECT FROM p2p_sync.host_assignments WHERE map = p_map AND host_id = p_host) THEN
         verdict := 3;
@@ -769,7 +779,7 @@ BEGIN
             WHERE char_id = p_char OR account_id = nullif(v_account, 0);
     END IF;
 
-    IF v_there.host_id = p_host AND v_there.tenure = v_greatest THEN
+    IF v_there.host_id = p_host AND v_there.tenure = v_greatest AND v_there.account_id = v_account THEN
         -- Not where it was ended by force, nor behind an entry that went to limbo.
         UPDATE p2p_sync.player_tenures AS t
             SET account_id = v_account, ended_incarnation = NULL, ended_sequence = NULL, ended_at = NULL
@@ -987,7 +997,7 @@ CREATE OR REPLACE FUNCTION p2p_sync.move_players(
     p_host uuid, p_incarnation bigint, p_new int8multirange,
     p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
     p_sequences bigint[], p_paths text[], p_data_types smallint[], p_account_ids bigint[], p_maps text[], p_payloads jsonb[],
-    p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
+    p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer, p_gaps_max integer,
     OUT early bigint[], OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -1013,20 +1023,33 @@ BEGIN
         ELSE
             v_verdict := p2p_sync.enter_player(p_host, p_incarnation, v_moved.sequence, v_moved.char_id, v_moved.account_id,
                 v_moved.map);
+            -- What waits keeps gaps open, and too many of them would stop all that the host sends: then it waits in limbo.
+            IF v_verdict = 1 AND (SELECT count(*) > p_gaps_max / 2 FROM p2p_sync.settled_sequences AS s, unnest(s.settled)
+                WHERE s.host_id = p_host AND s.incarnation = p_incarnation)
+            THEN
+                INSERT INTO p2p_sync.player_tenures
+                        (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
+                    VALUES (v_moved.char_id, v_moved.account_id, 0, p_host, p_incarnation, v_moved.sequence, now());
+                v_verdict := 6;
+            END IF;
             IF v_verdict = 1 THEN
                 early := early || v_moved.sequence;
             ELSIF v_verdict <> 0 THEN
                 sequences := sequences || v_moved.sequence;
-                codes := codes || CASE v_verdict WHEN 2 THEN p_stale_tenure_code WHEN 3 THEN p_not_holder_code
+                codes := codes || CASE v_verdict WHEN 2 THEN p_stale_tenure_code WHEN 6 THEN p_stale_tenure_code WHEN 3 THEN p_not_holder_code
                     ELSE p_not_here_code END;
                 reasons := reasons || CASE v_verdict
                     WHEN 2 THEN format('this host''s lease of %s had passed on before the player''s coming was told: it is kept '
                         'apart until the hub''s operator merges or discards it', v_moved.map)
                     WHEN 3 THEN format('this host does not hold the lease of %s, where character %s would be: ask the hub''s '
                         'operator for it (p2p-sync-proxy maps grant)', v_moved.map, v_moved.char_id)
+                    WHEN 5 THEN format('account %s has 32 characters already', v_moved.account_id)
+                    WHEN 6 THEN format('another host has character %s, and too much of this host''s waits for it: it is kept apart '
+                        'until the hub''s operator merges or discards it; once the character is free, enter it again',
+                        v_moved.char_id)
                     ELSE format('character %s is known as another account''s, not %s''s: enter it with its own',
                         v_moved.char_id, v_moved.account_id) END;
-                limbo := limbo || (v_verdict = 2);
+                limbo := limbo || (v_verdict IN (2, 6));
             END IF;
         END IF;
     END LOOP;
@@ -1440,7 +1463,7 @@ BEGIN
     ELSIF v_player_stream IS NOT NULL THEN
         SELECT * INTO v_found FROM p2p_sync.move_players(p_host, p_incarnation, v_new, p_followers, p_predecessor_incarnations,
             p_predecessors, p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads, p_not_holder_code,
-            p_stale_tenure_code, p_not_here_code);
+            p_stale_tenure_code, p_not_here_code, p_gaps_max);
         IF cardinality(v_found.early) > 0 THEN
             v_after := '{}';
             FOR v_operation IN

@@ -811,3 +811,57 @@ async fn invariant_04_hosts_that_fight_for_players_write_none_that_is_the_others
     assert_eq!((logged, kept), (applied, limbo), "nothing lost");
     assert!(applied > 0 && limbo > 0 && not_yet > 0, "they met");
 }
+
+#[tokio::test]
+async fn invariant_12_an_account_has_so_many_characters_and_no_more() {
+    let (hub, a, _) = walked().await;
+    let coming = |characters: std::ops::RangeInclusive<u64>| {
+        let enters = characters.map(|character| moved("enter", character, "prontera", character, None));
+        enters.collect::<Vec<_>>()
+    };
+    assert_eq!(hub.say(a, coming(1..=32)).await, ["applied"; 32]);
+    assert_eq!(hub.say(a, coming(33..=34)).await, [NOT_HERE; 2]);
+    let again = moved("enter", 32, "prontera", 40, None);
+    assert_eq!(hub.say(a, vec![again]).await, ["applied"], "who is known comes again");
+}
+
+#[tokio::test]
+async fn invariant_10_players_that_another_host_keeps_do_not_stop_all_else() {
+    let (hub, a, b) = walked().await;
+    assert_eq!(hub.say(a, vec![enter("prontera", 1)]).await, ["applied"]);
+    // Settled here and there: as when what names a waiting player lies between all else.
+    let many = "INSERT INTO p2p_sync.settled_sequences (host_id, incarnation, settled) \
+        SELECT $1, 1, range_agg(int8range(n, n, '[]')) FROM generate_series(10000, 18200, 4) AS n";
+    hub.sql.execute(many, &[&b]).await.expect("writes");
+    let told = hub.say(b, vec![enter("geffen", 3), data(4)]).await;
+    assert_eq!(told, ["limbo"; 2], "it is kept apart, and its gaps close");
+    let (c, fresh) = (
+        hub.host().await,
+        vec![enter("payon", 3), of("@char/7/PLAYER_DATA", 4, Some(3))],
+    );
+    hub.store.grant_map("payon", c, false).await.expect("free");
+    assert_eq!(hub.say(c, fresh).await, ["not yet"; 2], "who has few gaps waits");
+}
+
+#[tokio::test]
+async fn invariant_04_a_character_whose_account_is_learnt_later_begins_a_tenure_of_it() {
+    let (hub, a, b) = walked().await;
+    let unsaid = |sequence| ValidOp {
+        account_id: 0,
+        ..moved("enter", 1, "prontera", sequence, None)
+    };
+    assert_eq!(hub.say(a, vec![unsaid(1)]).await, ["applied"]);
+    let other = [moved("enter", 2, "geffen", 1, None), moved("leave", 2, "", 2, None)];
+    assert_eq!(hub.say(b, other.to_vec()).await, ["applied"; 2]);
+    assert_eq!(
+        hub.say(a, vec![moved("enter", 1, "prontera", 2, None)]).await,
+        ["applied"]
+    );
+    let account = |sequence| of("@account/9/QUEST_PROGRESS/1", sequence, None);
+    assert_eq!(hub.say(a, vec![account(3)]).await, ["applied"]);
+    assert_eq!(
+        hub.say(b, vec![account(3)]).await,
+        ["limbo"],
+        "its time with the account is over"
+    );
+}
