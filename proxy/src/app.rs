@@ -127,6 +127,7 @@ impl App {
             verdicts: Verdicts::new(config.pace, config.locks),
             writes: Writes::default(),
             reads: Semaphore::new(READS_MAX),
+            enrolments: Semaphore::new(1),
             draining: drained,
         };
         Ok(Self {

@@ -76,6 +76,8 @@ pub struct Hub {
     pub writes: Writes,
     /// How much is read at one time.
     pub reads: Semaphore,
+    /// How many machines are enrolled at one time.
+    pub enrolments: Semaphore,
     /// Turns true when the hub shuts down: streams end then.
     pub draining: watch::Receiver<bool>,
 }
