@@ -322,6 +322,8 @@ impl Hand {
         until("it is told", || {
             let reply = self.say(self.hello(opening, incarnation)).expect("admitted");
             assert_eq!(reply.code(), Code::None, "{reply:?}");
+            // A host says so many a second and no more.
+            std::thread::sleep(Duration::from_millis(150));
             reply.renew_credential
         });
         let reply = self.renew(request).expect("admitted");
