@@ -606,7 +606,7 @@ fn forged_operations(scene: &Scene) -> Vec<Forged> {
         ),
         forged(
             "another host's player, under a tenure of its own choice",
-            (Rejected, RejectCode::PlayerNotHere),
+            foreign,
             |host, sequence| {
                 let mut operation = host.operation(sequence, PLAYER, Some(r#"{"char_id":7,"zeny":7}"#));
                 operation.version.as_mut().expect("set").tenure = 1 << 60;
