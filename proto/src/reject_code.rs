@@ -15,7 +15,12 @@ impl Code {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::NotYetSettled | Self::HubUnavailable | Self::RateLimited | Self::TooManyGaps | Self::Internal
+            Self::NotYetSettled
+                | Self::HubUnavailable
+                | Self::RateLimited
+                | Self::TooManyGaps
+                | Self::EmbeddingsUnavailable
+                | Self::Internal
         )
     }
 }

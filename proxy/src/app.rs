@@ -30,6 +30,7 @@ use crate::{
     },
     cache::{Cache, Edits},
     config::{Admission, Config},
+    embed::Embedder,
     host_cache::HostCache,
     ingress::Ingress,
     keyring::Keyring,
@@ -90,6 +91,7 @@ impl App {
     async fn build_with(config: &Config, rules: Rules, sources: Sources) -> Result<Self, Problem> {
         let tls = config.tls.clone().map(Tls::load).transpose()?;
         let listener = bind(config.listen).await?;
+        let embedder = Embedder::open(&config.embedding).await?;
         let store = Store::connect(&config.store).await?;
         // After the database, whose folder it may lie in.
         let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
@@ -123,6 +125,7 @@ impl App {
             cache,
             publisher,
             host_cache,
+            embedder,
             timeline: timeline.into(),
             verdicts: Verdicts::new(config.pace, config.locks),
             writes: Writes::default(),

@@ -15,6 +15,7 @@ use p2p_sync_proto::{
 
 use crate::{
     admission::hosts::Quota,
+    embed::{self, LocalSettings, ProviderSettings, RemoteSettings, Service, check_base_url},
     secret::Secret,
     store::{Connection, Leases, StoreConfig, parse_url},
     tls,
@@ -24,8 +25,12 @@ use crate::{
 /// The file that the program reads where its command names none and this one is there; from the current folder.
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
+/// Where `embedding_provider = openai` asks, and for which model, when the settings do not say.
+const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
+const OPENAI_MODEL: &str = "text-embedding-3-small";
+
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 41] = [
+pub const KEYS: [Key; 50] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -45,6 +50,15 @@ pub const KEYS: [Key; 41] = [
     Key::new("statement_timeout_critical_ms", "2000"),
     Key::new("statement_timeout_bulk_ms", "30000"),
     Key::new("embedding_dimensions", "1536"),
+    Key::new("embedding_provider", "lexical"),
+    Key::new("embedding_model", ""),
+    Key::new("embedding_model_dir", ""),
+    Key::new("embedding_threads", "1"),
+    Key::new("embedding_base_url", ""),
+    Key::new("embedding_api_key", ""),
+    Key::new("embedding_api_version", "2024-10-21"),
+    Key::new("embedding_deployment", ""),
+    Key::new("embedding_timeout_ms", "10000"),
     Key::new("log_retention_days", "30"),
     Key::new("tombstone_retention_days", "90"),
     Key::new("leases", "required"),
@@ -105,6 +119,8 @@ pub struct Config {
     pub pace: Pace,
     /// How many refusals lock a host.
     pub locks: Locks,
+    /// How texts become vectors.
+    pub embedding: embed::Settings,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -184,11 +200,15 @@ impl Config {
         let mut raw = Settings::read(text, &KEYS, environment);
         let tls = tls(&mut raw, folder);
         let speaks_tls = tls.is_some();
+        let listen = listen(&mut raw, speaks_tls);
+        let admission = admission(&mut raw, speaks_tls);
+        let store = store(&mut raw, folder, overrides);
         let config = Self {
-            listen: listen(&mut raw, speaks_tls),
+            listen,
             tls,
-            admission: admission(&mut raw, speaks_tls),
-            store: store(&mut raw, folder, overrides),
+            admission,
+            embedding: embedding(&mut raw, folder, store.embedding_dimensions),
+            store,
             redis: redis(&mut raw),
             cache: CacheBounds {
                 expiry: Duration::from_secs(raw.number("cache_expiry_seconds", 1..=86_400)),
@@ -320,6 +340,93 @@ fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfi
             length: Duration::from_secs(raw.number("lease_seconds", 1..=86_400)),
         },
     }
+}
+
+fn embedding(raw: &mut Settings, folder: &Path, dimensions: u32) -> embed::Settings {
+    let timeout = Duration::from_millis(raw.number("embedding_timeout_ms", 100..=600_000));
+    let threads = raw.number("embedding_threads", 1..=64);
+    let provider = match raw.text("embedding_provider") {
+        "off" => ProviderSettings::Off,
+        "lexical" => ProviderSettings::Lexical,
+        "local" => local_model(raw, folder, threads),
+        "openai" => remote_model(raw, Service::OpenAi),
+        "azure" => {
+            let deployment = raw.text("embedding_deployment").to_owned();
+            if deployment.is_empty() {
+                let what_to_do = "say what the deployment of the model is called in the Azure OpenAI resource";
+                raw.refuse("embedding_deployment", Code::MissingValue, what_to_do);
+            }
+            let part_of_url = |text: &str| {
+                let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+                let what_to_do = "expected letters, digits, dots, _ and -";
+                let fit = text.bytes().all(fits).then(|| text.to_owned());
+                fit.ok_or_else(|| what_to_do.to_owned())
+            };
+            let service = Service::Azure {
+                deployment: raw.resolve("embedding_deployment", part_of_url),
+                api_version: raw.resolve("embedding_api_version", part_of_url),
+            };
+            remote_model(raw, service)
+        }
+        _ => {
+            let what_to_do = "expected off, lexical, local, openai or azure";
+            raw.refuse("embedding_provider", Code::BadValue, what_to_do);
+            ProviderSettings::Off
+        }
+    };
+    embed::Settings {
+        provider,
+        dimensions: dimensions as usize,
+        timeout,
+    }
+}
+
+fn local_model(raw: &mut Settings, folder: &Path, threads: usize) -> ProviderSettings {
+    if raw.text("embedding_model_dir").is_empty() {
+        let what_to_do = "name the folder of the model, with model.safetensors, tokenizer.json and config.json in it";
+        raw.refuse("embedding_model_dir", Code::MissingValue, what_to_do);
+    }
+    ProviderSettings::Local(LocalSettings {
+        dir: folder.join(raw.text("embedding_model_dir")),
+        name: raw.text("embedding_model").to_owned(),
+        threads,
+    })
+}
+
+fn remote_model(raw: &mut Settings, service: Service) -> ProviderSettings {
+    let api_key = Secret::from(raw.text("embedding_api_key"));
+    let has_key = !api_key.expose().is_empty();
+    if !api_key.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        let what_to_do = "it holds a space or a letter that no key has: copy it again";
+        raw.refuse("embedding_api_key", Code::BadValue, what_to_do);
+    }
+    let is_openai = service == Service::OpenAi;
+    let base_url = match (raw.text("embedding_base_url").trim_end_matches('/'), is_openai) {
+        ("", true) => OPENAI_BASE_URL,
+        (url, _) => url,
+    }
+    .to_owned();
+    if base_url.is_empty() {
+        let what_to_do = "say where the Azure OpenAI resource is, e.g. https://my-resource.openai.azure.com";
+        raw.refuse("embedding_base_url", Code::MissingValue, what_to_do);
+    } else if let Err(what_to_do) = check_base_url(&base_url, has_key) {
+        raw.refuse("embedding_base_url", Code::BadValue, what_to_do);
+    }
+    // A server of one's own may need none.
+    if !has_key && (!is_openai || base_url == OPENAI_BASE_URL) {
+        let what_to_do = "the provider wants a key: set it, or P2P_SYNC_EMBEDDING_API_KEY in the environment";
+        raw.refuse("embedding_api_key", Code::MissingValue, what_to_do);
+    }
+    let model = match raw.text("embedding_model") {
+        "" => OPENAI_MODEL,
+        model => model,
+    };
+    ProviderSettings::Remote(RemoteSettings {
+        model: model.to_owned(),
+        service,
+        base_url,
+        api_key,
+    })
 }
 
 fn connection(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> Connection {

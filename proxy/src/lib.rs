@@ -8,6 +8,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod cursor;
+pub mod embed;
 pub mod host_cache;
 pub mod ingress;
 pub mod keyring;

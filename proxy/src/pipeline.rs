@@ -22,6 +22,7 @@ use crate::{
         intake::Opening,
     },
     cache::Cache,
+    embed::Embedder,
     host_cache::HostCache,
     open::{Authenticated, Opener},
     operation::{Committed, Outcome, Valid},
@@ -68,6 +69,8 @@ pub struct Hub {
     pub publisher: Publisher,
     /// What hosts keep here for a while, which is no state.
     pub host_cache: HostCache,
+    /// What makes vectors of texts; absent: nothing does.
+    pub embedder: Option<Embedder>,
     /// The hub's timeline as the database told it last.
     pub timeline: AtomicU64,
     /// What was found against hosts.

@@ -3,6 +3,8 @@
 
 mod attached_program;
 pub mod demo;
+pub mod embedding_server;
+pub mod embeddings;
 #[cfg(target_os = "linux")]
 pub mod enqueue;
 pub mod faulty_link;

@@ -9,6 +9,7 @@ use tokio_postgres::NoTls;
 use super::{Common, log_warnings};
 use crate::{
     config::{Config, Redis},
+    embed::{Embedder, Settings},
     keyring::{KEYRING_VARIABLE, Keyring},
     redis_client,
     store::{Connection, Store},
@@ -37,6 +38,7 @@ pub(super) async fn check(common: &Common) -> ExitCode {
         told("keyring", &keyring(&config)),
         told("database", &database(&config).await),
         told("redis", &redis(config.redis.as_ref()).await),
+        told("embeddings", &embeddings(&config.embedding).await),
     ];
     if all_well.iter().all(|well| *well) {
         ExitCode::SUCCESS
@@ -160,4 +162,17 @@ async fn redis(settings: Option<&Redis>) -> Result<String, Problem> {
         Ok(Err(error)) => Err(unreachable(&error.to_string())),
         Err(_) => Err(unreachable("it does not answer")),
     }
+}
+
+/// Asks the provider for one vector.
+async fn embeddings(settings: &Settings) -> Result<String, Problem> {
+    let Some(embedder) = Embedder::open(settings).await? else {
+        return Ok("ok (off)".to_owned());
+    };
+    let took = embedder.probe().await?;
+    let (model, dimensions) = (embedder.model(), embedder.dimensions());
+    Ok(format!(
+        "ok ({model}, {dimensions} dimensions, {} ms for a sentence)",
+        took.as_millis()
+    ))
 }

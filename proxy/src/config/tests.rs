@@ -121,3 +121,73 @@ fn addresses_are_bounded_where_hosts_reach_the_proxy_itself() {
     let problems = resolve("max_connections_per_address = some", &EMBEDDED).expect_err("no number");
     assert!(problems.to_string().contains("auto"), "{problems}");
 }
+
+#[test]
+fn embeddings_are_lexical_unless_the_settings_say_otherwise() {
+    let provider = |text: &str| resolve(text, &EMBEDDED).expect(text).embedding.provider;
+    assert!(matches!(provider(""), ProviderSettings::Lexical));
+    assert!(matches!(provider("embedding_provider = off"), ProviderSettings::Off));
+    let ProviderSettings::Local(model) = provider("embedding_provider = local\nembedding_model_dir = minilm") else {
+        panic!("local");
+    };
+    assert_eq!((model.dir, model.threads), (PathBuf::from("/etc/p2p/minilm"), 1));
+    let ProviderSettings::Remote(openai) = provider("embedding_provider = openai\nembedding_api_key = sk-x") else {
+        panic!("remote");
+    };
+    assert_eq!(
+        (openai.base_url.as_str(), openai.model.as_str()),
+        ("https://api.openai.com/v1", "text-embedding-3-small")
+    );
+    let own = "embedding_provider = openai\nembedding_base_url = http://10.0.0.7:8000/v1/\nembedding_model = m";
+    let ProviderSettings::Remote(own) = provider(own) else {
+        panic!("remote");
+    };
+    assert_eq!(
+        (own.base_url.as_str(), own.api_key.expose()),
+        ("http://10.0.0.7:8000/v1", "")
+    );
+}
+
+#[test]
+fn mistakes_in_the_settings_of_embeddings_are_told_with_what_to_do_and_the_key_never() {
+    let azure = "embedding_provider = azure\nembedding_api_key = hunter2\n";
+    for (written, what_to_do) in [
+        (
+            "embedding_provider = gpt",
+            "expected off, lexical, local, openai or azure",
+        ),
+        ("embedding_provider = local", "name the folder of the model"),
+        ("embedding_provider = openai", "the provider wants a key"),
+        (
+            "embedding_provider = openai\nembedding_api_key = hunter 2",
+            "copy it again",
+        ),
+        (
+            "embedding_provider = openai\nembedding_api_key = hunter2\nembedding_base_url = http://example.org",
+            "use https://",
+        ),
+        (
+            "embedding_provider = openai\nembedding_base_url = https://u:hunter2@example.org",
+            "leave out user, password",
+        ),
+        (
+            "embedding_provider = openai\nembedding_base_url = ftp://x",
+            "begins with https://",
+        ),
+        (azure, "what the deployment of the model is called"),
+        (azure, "say where the Azure OpenAI resource is"),
+        (
+            &format!("{azure}embedding_base_url = https://x.openai.azure.com\nembedding_deployment = a/b"),
+            "expected letters, digits",
+        ),
+    ] {
+        let told = resolve(written, &EMBEDDED).expect_err(written).to_string();
+        assert!(
+            told.contains(what_to_do) && !told.contains("hunter"),
+            "{written}: {told}"
+        );
+    }
+    let ours = format!("{azure}embedding_base_url = http://localhost:1\nembedding_deployment = d");
+    let config = resolve(&ours, &EMBEDDED).expect("loopback");
+    assert!(!format!("{config:?}").contains("hunter"));
+}
