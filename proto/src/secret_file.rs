@@ -69,9 +69,9 @@ pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn temporary(file: &Path) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
     // Two of one process are no hindrance to each other.
     static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let mut name = file.file_name().unwrap_or_default().to_owned();
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     name.push(format!(".new-{}-{number}", std::process::id()));
     file.with_file_name(name)

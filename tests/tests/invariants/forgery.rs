@@ -81,14 +81,8 @@ impl Scene {
             comes(&scene.other, 3, "geffen"),
             scene.other.operation(4, PLAYER, Some(r#"{"char_id":7,"zeny":5}"#)),
         ];
-        scene.apply(&scene.other, &player);
+        apply(&scene.other, &player);
         scene
-    }
-
-    fn apply(&self, host: &WireHost, operations: &[Operation]) {
-        let sealed = host.seal(Lane::Critical, &batch(operations));
-        let reply = run(async { host.critical(&host.connect().await, sealed).await }).expect("answered");
-        assert_eq!((reply.code(), reply.outcomes.len()), (RejectCode::None, 0), "{reply:?}");
     }
 
     /// Something to be overwritten.
@@ -103,7 +97,7 @@ impl Scene {
                 operation
             })
             .collect();
-        self.apply(host, &operations);
+        apply(host, &operations);
     }
 
     fn tenure(&self, map: &str) -> u64 {
@@ -138,6 +132,13 @@ impl Scene {
         let endpoint = Endpoint::from_shared(self.world.endpoint()).expect("an address");
         run(endpoint.connect()).expect("the hub serves")
     }
+}
+
+/// Writes what has to be taken.
+fn apply(host: &WireHost, operations: &[Operation]) {
+    let sealed = host.seal(Lane::Critical, &batch(operations));
+    let reply = run(async { host.critical(&host.connect().await, sealed).await }).expect("answered");
+    assert_eq!((reply.code(), reply.outcomes.len()), (RejectCode::None, 0), "{reply:?}");
 }
 
 /// All that a caller sees of a refusal.
@@ -721,6 +722,6 @@ fn invariant_04_of_a_thousand_operations_of_each_forgery_none_changes_a_row_of_s
 impl Scene {
     fn write_once_more(&self) {
         let operation = on_map(&self.host, 1 << 40, "payon", self.tenure("payon"));
-        self.apply(&self.host, &[operation]);
+        apply(&self.host, &[operation]);
     }
 }
