@@ -406,15 +406,17 @@ fn members(source: &str) -> Vec<(bool, String, String, String)> {
 /// What is wrong with a member that is named like a secret, or holds a key's octets.
 fn shows_a_secret(debug: bool, member: &str, its_type: &str) -> Option<&'static str> {
     let is_redacted = REDACTED.iter().any(|redacted| its_type.contains(redacted));
-    // Where it lies and what it is called is no secret.
-    let is_a_name = ["PathBuf", "KeyId", "Uuid"].iter().any(|name| its_type.contains(name));
+    // Where it lies, what it is called and how many there may be is no secret.
+    let is_no_text = ["PathBuf", "KeyId", "Uuid", "usize"]
+        .iter()
+        .any(|name| its_type.contains(name));
     let is_secret = ["password", "secret", "token", "credential", "private"]
         .iter()
         .any(|word| member.contains(word));
     let is_octets = ["[u8", "Vec<u8>", "Bytes"]
         .iter()
         .any(|octets| its_type.contains(octets));
-    if is_secret && !is_redacted && !is_a_name {
+    if is_secret && !is_redacted && !is_no_text {
         return Some("is named like a secret and is of a type that neither hides nor clears it");
     }
     if member.ends_with("key") && is_octets && (debug || !is_redacted) {
