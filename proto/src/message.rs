@@ -59,7 +59,8 @@ impl Label {
         }
     }
 
-    fn header(&self, direction: Direction) -> Header<'_> {
+    /// What the seal of a message under this label covers beside its body.
+    pub fn header(&self, direction: Direction) -> Header<'_> {
         Header {
             key_id: &self.key_id,
             generation: self.generation,

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use hmac::{Hmac, Mac as _};
 use p2p_sync_proto::{
     body,
-    envelope::{self, ENVELOPE_VERSION, Lane},
+    envelope::{self, Lane},
     keys::{Credential, Direction, KeyId, MasterKey, SECRET_BYTES, SealKey},
     message::{self, Label},
     v1::{self, OperationBatch, Sealed},
@@ -51,16 +51,10 @@ fn as_it_comes(rest: &[u8]) {
 
 fn under_a_right_label(rest: &[u8]) {
     let label = label(Lane::Bulk);
+    let right = message::seal(&CREDENTIAL.to_hub, Direction::ToHub, &label, &OperationBatch::default());
     let sealed = Sealed {
-        version: ENVELOPE_VERSION.into(),
-        key_id: label.key_id.as_str().to_owned(),
-        host_id: label.host_id.as_bytes().to_vec().into(),
-        generation: label.generation,
-        incarnation: label.incarnation,
-        sequence: label.sequence,
-        id: label.id.as_bytes().to_vec().into(),
-        lane: label.lane as u32,
         body: rest.to_vec().into(),
+        ..right
     };
     assert_eq!(Label::read(&sealed).as_ref(), Ok(&label));
     let opened = message::open::<OperationBatch>(&CREDENTIAL.to_hub, Direction::ToHub, &label, &sealed);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use p2p_sync_proto::{
     body,
-    envelope::{self, Header, Lane},
+    envelope::{self, Lane},
     keys::Direction,
     limits::{BATCH_OPS_MAX, SEALED_BYTES_MAX},
     v1::{RejectCode, SyncDataType},
@@ -155,21 +155,11 @@ fn swollen(host: &WireHost) -> p2p_sync_proto::v1::Sealed {
     assert_eq!(*plaintext, [1], "so much is compressed");
     plaintext.extend(zstd::bulk::compress(&vec![0; 128 * 1024 * 1024], 1).expect("compresses"));
     let label = host.label(Lane::Critical);
-    let header = Header {
-        key_id: &label.key_id,
-        generation: label.generation,
-        direction: Direction::ToHub,
-        host_id: label.host_id,
-        incarnation: label.incarnation,
-        sequence: label.sequence,
-        id: label.id,
-        lane: label.lane,
-    };
     let sealed = host.seal(Lane::Critical, &batch(&[]));
     p2p_sync_proto::v1::Sealed {
         sequence: label.sequence,
         id: label.id.as_bytes().to_vec().into(),
-        body: envelope::seal(&host.credential().to_hub, &header, &plaintext).into(),
+        body: envelope::seal(&host.credential().to_hub, &label.header(Direction::ToHub), &plaintext).into(),
         ..sealed
     }
 }

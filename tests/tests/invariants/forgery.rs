@@ -10,7 +10,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::{StreamExt as _, stream};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use p2p_sync_proto::{
-    envelope::{Header, Lane},
+    envelope::Lane,
     ids::new_id,
     keys::{Credential, Direction, KeyId, MasterKey},
     message::{self, Label},
@@ -245,17 +245,7 @@ fn key_to_hub(credential: &Credential) -> Vec<u8> {
 /// The right tag, of all its 64 octets, behind what it is right for.
 fn with_whole_tag(credential: &Credential, sealed: Sealed) -> Sealed {
     let label = Label::read(&sealed).expect("a label");
-    let header = Header {
-        key_id: &label.key_id,
-        generation: label.generation,
-        direction: Direction::ToHub,
-        host_id: label.host_id,
-        incarnation: label.incarnation,
-        sequence: label.sequence,
-        id: label.id,
-        lane: label.lane,
-    };
-    let associated = header.associated_data();
+    let associated = label.header(Direction::ToHub).associated_data();
     let authenticated = &sealed.body[..sealed.body.len() - 32];
     let tag = Hmac::<Sha512>::new_from_slice(&key_to_hub(credential)[..32])
         .expect("HMAC takes a key of any length")
