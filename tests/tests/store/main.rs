@@ -3,6 +3,7 @@
 mod conflicts;
 mod fixture;
 mod groups;
+mod handovers;
 mod leases;
 mod limbo;
 mod order;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use p2p_sync_proto::Code;
-use p2p_sync_proxy::store::{Connection, Store, StoreConfig};
+use p2p_sync_proxy::store::{Connection, HostStatus, Store, StoreConfig};
 use p2p_sync_tests::services::{OwnPostgres, wait_until};
 use uuid::Uuid;
 
@@ -154,4 +154,49 @@ async fn the_embedded_engine_keeps_what_it_holds_and_its_directory_to_itself() {
     assert!(again.claim_single_proxy().await.is_ok());
     again.maintain().await.expect("maintains");
     again.close().await;
+}
+
+#[tokio::test]
+async fn invariant_10_hosts_that_ask_a_lot_hold_up_none_of_what_the_hub_asks_itself() {
+    let hub = Hub::new().await;
+    let host = hub.host().await;
+    let mut taken = Vec::new();
+    for _ in 0..4 {
+        taken.push(hub.store.reads().await.expect("a connection"));
+    }
+    let asks = async {
+        hub.store.host(host).await.expect("who a host is").expect("there");
+        hub.store.note_alive().await.expect("that the hub serves");
+        hub.store.pulse().await.expect("whether the database answers");
+        hub.store.add_verdicts(&[]).await.expect("what was found");
+    };
+    let asked = tokio::time::timeout(Duration::from_secs(4), asks).await;
+    asked.expect("it waits for no connection that hosts have");
+    drop(taken);
+}
+
+#[tokio::test]
+async fn invariant_10_a_hello_that_waits_for_its_hosts_own_writes_holds_up_no_lock_of_the_host() {
+    let hub = Hub::new().await;
+    let (host, opening) = (hub.host().await, Uuid::from_u128(1));
+    hub.store.hello(host, opening, 1, 1).await.expect("admitted");
+    let mut writer = hub.database.client().await;
+    let transaction = writer.transaction().await.expect("begins");
+    let row = "SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 FOR UPDATE";
+    transaction.execute(row, &[&host]).await.expect("locks");
+    let hello = {
+        let store = hub.store.clone();
+        tokio::spawn(async move { store.hello(host, opening, 1, 1).await })
+    };
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    wait_until(Duration::from_secs(20), "the hello waits", async || {
+        hub.count(waiting).await > 0
+    })
+    .await;
+    let locked = hub.store.set_host_status(host, HostStatus::Locked).await;
+    assert!(locked.expect("serves"));
+    assert!(!hello.is_finished(), "the host was locked while its hello waited");
+    let given_up = hello.await.expect("no panic").expect_err("it waits for so long");
+    assert_eq!(given_up.code, Code::HubUnavailable);
+    drop(transaction);
 }
