@@ -1029,7 +1029,9 @@ BEGIN
             THEN
                 INSERT INTO p2p_sync.player_tenures
                         (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
-                    VALUES (v_moved.char_id, v_moved.account_id, 0, p_host, p_incarnation, v_moved.sequence, now());
+                    SELECT v_moved.char_id, coalesce(nullif(v_moved.account_id, 0), max(account_id), 0), 0, p_host, p_incarnation,
+                            v_moved.sequence, now()
+                        FROM p2p_sync.presence WHERE char_id = v_moved.char_id;
                 v_verdict := 6;
             END IF;
             IF v_verdict = 1 THEN

@@ -330,13 +330,13 @@ impl v1::enrol_server::Enrol for Ingress {
 
 async fn enrol(hub: &Hub, holder: &TokenHolder, request: &v1::EnrolRequest) -> Result<v1::EnrolReply, Problem> {
     let token_id = holder.token_id();
-    // One at a time, whoever asks: a token that is used up opens as well as any, and each question takes a connection.
-    let shut_down = |_| Problem::new(Code::HubUnavailable, "the hub is shutting down; try again");
-    let _turn = hub.enrolments.acquire().await.map_err(shut_down)?;
     if !identity::is_proven(token_id, &request.public_key, &request.proof) {
         let sentence = "the request does not prove that its key is the host's own: update the agent";
         return Err(Problem::new(Code::BadRequest, sentence));
     }
+    // One at a time, whoever asks: a token that is used up opens as well as any, and each question takes a connection.
+    let shut_down = |_| Problem::new(Code::HubUnavailable, "the hub is shutting down; try again");
+    let _turn = hub.enrolments.acquire().await.map_err(shut_down)?;
     let key_id = hub.opener.current_key();
     let enrolled = hub.store.enrol(token_id, &request.public_key, key_id.as_str()).await;
     let enrolled = enrolled.inspect_err(|problem| tracing::warn!(%problem, "a token enrols nobody"))?;

@@ -389,7 +389,6 @@ impl Opener {
         Some((key(Direction::ToHost), body))
     }
 
-    /// What a host is let in by, asked of the database unless that was done within `believed`, and whether it was just now.
     /// Whether a host that was let in is so still, as far as the database said within the last seconds; while it says nothing,
     /// it is.
     pub async fn lets_in(&self, host_id: Uuid) -> bool {
@@ -397,6 +396,7 @@ impl Opener {
         admitted.map_or(true, |(admitted, _)| admitted.is_some())
     }
 
+    /// What a host is let in by, asked of the database unless that was done within `believed`, and whether it was just now.
     async fn admitted(&self, host_id: Uuid, believed: Duration) -> Result<(Option<Arc<Admitted>>, bool), Status> {
         let remembered = self
             .hosts

@@ -45,7 +45,7 @@ const SLOW_FOR: Duration = Duration::from_secs(2);
 /// How often bulk looks whether critical messages still wait.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Requests that are read for at one time, each at most 32 MiB of states on their way into a page. One connection fewer than
-/// there are for reading: the hub's own questions, such as who a host is, wait for no page.
+/// there are for reading: hellos and renewals wait for no page.
 pub const READS_MAX: usize = 3;
 /// When a message that could not be decided comes again.
 const RETRY_AFTER_MS: u32 = 500;

@@ -34,17 +34,7 @@ pub(super) enum Hosts {
         number: u64,
     },
     /// Admit a machine by hand, and print its credential: once, on stdout, alone. It is a secret of that machine.
-    Add {
-        /// The volunteer's game account; 0 for none.
-        #[arg(long, value_name = "N")]
-        account: u32,
-        /// For people, e.g. the volunteer's name.
-        #[arg(long, default_value = "")]
-        name: String,
-        /// Maps that it may write from now on, with commas between; more by `maps grant`.
-        #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
-        maps: Vec<String>,
-    },
+    Add(Machine),
     /// Show all machines.
     List,
     /// Show one machine, and how often which rule was found broken.
@@ -82,16 +72,22 @@ pub(super) enum Hosts {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Invite {
+pub(super) struct Machine {
     /// The volunteer's game account; 0 for none. One account may have several machines.
     #[arg(long, value_name = "N")]
     account: u32,
     /// For people, e.g. the volunteer's name.
     #[arg(long, default_value = "")]
     name: String,
-    /// Maps that the machine may write from its enrolment on, with commas between.
+    /// Maps that the machine may write from when it is a host, with commas between; more by `maps grant`.
     #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
     maps: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Invite {
+    #[command(flatten)]
+    machine: Machine,
     /// How long the token can be used: 90s, 30m, 1h or 7d; 30 days at most.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     expires: Duration,
@@ -117,7 +113,7 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
         Hosts::Invite(wanted) => invite(&store, &config, wanted).await,
         Hosts::Invitations => invitations(&store).await,
         Hosts::Uninvite { number } => uninvite(&store, *number).await,
-        Hosts::Add { account, name, maps } => add(&store, &config, *account, name, maps).await,
+        Hosts::Add(machine) => add(&store, &config, machine).await,
         Hosts::List => list(&store).await,
         Hosts::Show { host_id } => show(&store, *host_id).await,
         Hosts::Lock { host_id } => change(&store, *host_id, HostStatus::Locked).await,
@@ -148,16 +144,18 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a time such as 90s, 30m, 1h or 7d, 30 days at most".to_owned())
 }
 
-fn check(name: &str, maps: &[String]) -> Result<(), Problem> {
-    if name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
-        let sentence = format!("a host's name has at most {NAME_BYTES_MAX} bytes and no control characters");
-        return Err(Problem::new(Code::BadValue, sentence));
+impl Machine {
+    fn check(&self) -> Result<(), Problem> {
+        if self.name.len() > NAME_BYTES_MAX || self.name.contains(char::is_control) {
+            let sentence = format!("a host's name has at most {NAME_BYTES_MAX} bytes and no control characters");
+            return Err(Problem::new(Code::BadValue, sentence));
+        }
+        self.maps.iter().try_for_each(|map| check_map(map))
     }
-    maps.iter().try_for_each(|map| check_map(map))
 }
 
 async fn invite(store: &Store, config: &Config, wanted: &Invite) -> Result<(), Problem> {
-    check(&wanted.name, &wanted.maps)?;
+    wanted.machine.check()?;
     let missing = || {
         let sentence = "say where hosts reach the hub: set public_endpoint, or give --endpoint https://host:port";
         Problem::new(Code::MissingValue, sentence)
@@ -175,9 +173,9 @@ async fn invite(store: &Store, config: &Config, wanted: &Invite) -> Result<(), P
     let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
     let (key, token_id) = (keyring.current(), Uuid::new_v4());
     let invitation = Invitation {
-        account_id: wanted.account,
-        name: wanted.name.clone(),
-        maps: wanted.maps.clone(),
+        account_id: wanted.machine.account,
+        name: wanted.machine.name.clone(),
+        maps: wanted.machine.maps.clone(),
         expires_in: wanted.expires,
     };
     let number = store.invite(token_id, key.id().as_str(), &invitation).await?;
@@ -219,13 +217,15 @@ async fn uninvite(store: &Store, number: u64) -> Result<(), Problem> {
     Err(Problem::new(Code::NotFound, sentence))
 }
 
-async fn add(store: &Store, config: &Config, account: u32, name: &str, maps: &[String]) -> Result<(), Problem> {
-    check(name, maps)?;
+async fn add(store: &Store, config: &Config, machine: &Machine) -> Result<(), Problem> {
+    machine.check()?;
     let keyring: Keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
     let key = keyring.current();
-    let host = store.add_host(Uuid::new_v4(), account, name, key.id().as_str()).await?;
+    let host = store
+        .add_host(Uuid::new_v4(), machine.account, &machine.name, key.id().as_str())
+        .await?;
     println!("{}", key.credential(host.host_id, host.generation).to_text().as_str());
-    for map in maps {
+    for map in &machine.maps {
         store.grant_map(map, host.host_id, false).await?;
     }
     Ok(())

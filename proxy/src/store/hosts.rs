@@ -14,14 +14,14 @@ const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, statu
     to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), next_key_id, \
     CASE WHEN renewed_at > now() - interval '60 seconds' THEN former_key_id END FROM p2p_sync.hosts";
 
-/// A host that writes much waits for itself, and others' questions for the connection.
-const WAIT_MAX: &str = "SET LOCAL lock_timeout = '1s'";
+/// Not for long: a host that writes much waits for itself, and others' questions for the connection.
+const ONE_HELLO: &str = "SELECT set_config('lock_timeout', '1s', true), \
+    pg_advisory_xact_lock(hashtextextended('p2p_sync hello ' || $1::uuid, 0))";
 
-const ONE_HELLO: &str = "SELECT pg_advisory_xact_lock(hashtextextended('p2p_sync hello ' || $1::uuid, 0))";
-
-/// Seldom: a row that changes every few seconds would be one to vacuum.
-const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() \
-    WHERE host_id = $1 AND coalesce(last_seen < now() - interval '1 minute', true)";
+/// Seldom, for a row that changes every few seconds would be one to vacuum; and not while somebody changes the host.
+const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() WHERE host_id = ( \
+    SELECT host_id FROM p2p_sync.hosts \
+    WHERE host_id = $1 AND coalesce(last_seen < now() - interval '1 minute', true) FOR NO KEY UPDATE SKIP LOCKED)";
 
 /// Held by the one proxy of a database; any number that nothing else of the operator's locks.
 const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended('p2p_sync single proxy', 0))";
@@ -249,7 +249,6 @@ async fn open(
     let transaction = client.transaction().await?;
     // Two that say hello as the same host at once are told apart. The host's row is left alone: what a hello waits for, the
     // operator's word about the host would wait for too.
-    transaction.batch_execute(WAIT_MAX).await?;
     transaction.execute(ONE_HELLO, &[&host_id]).await?;
     let host = transaction
         .query_opt("SELECT FROM p2p_sync.hosts WHERE host_id = $1", &[&host_id])

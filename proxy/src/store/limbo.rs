@@ -60,8 +60,7 @@ impl Store {
         Ok(rows.iter().map(of).collect())
     }
 
-    /// Writes what lies in limbo as the operator's edit: newer than what its paths have, and their
-    /// `hub_edit` is a new one.
+    /// Writes what lies in limbo as the operator's edit: newer than what its paths have, and their `hub_edit` is a new one.
     /// `NOT_FOUND` where there is no such row.
     pub async fn merge_limbo(&self, limbo_id: i64) -> Result<(), Problem> {
         let rows = self.change("SELECT p2p_sync.merge_limbo($1)", &[&limbo_id]).await?;

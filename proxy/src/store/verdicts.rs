@@ -111,7 +111,8 @@ impl Store {
         self.inner.pools.make_durable().await
     }
 
-    /// Locks a host whose forgeries, or trespasses, have come to the threshold; gives how many there were, if it was locked just now.
+    /// Locks a host whose forgeries, or trespasses, have come to the threshold; gives how many there were, if it was locked
+    /// just now.
     pub async fn lock_for_refusals(
         &self,
         host_id: Uuid,
