@@ -406,17 +406,17 @@ fn members(source: &str) -> Vec<(bool, String, String, String)> {
 /// What is wrong with a member that is named like a secret, or holds a key's octets.
 fn shows_a_secret(debug: bool, member: &str, its_type: &str) -> Option<&'static str> {
     let is_redacted = REDACTED.iter().any(|redacted| its_type.contains(redacted));
-    // Where it lies, what it is called and how many there may be is no secret.
-    let is_no_text = ["PathBuf", "KeyId", "Uuid", "usize"]
-        .iter()
-        .any(|name| its_type.contains(name));
+    // Where it lies and what it is called is no secret, nor are a number, a switch or the tokens of a language model.
+    let bare = its_type.trim_start_matches("Option<").trim_end_matches('>');
+    let is_none = ["bool", "u32", "u64", "usize", "Tokenizer"].contains(&bare)
+        || ["PathBuf", "KeyId", "Uuid"].iter().any(|name| its_type.contains(name));
     let is_secret = ["password", "secret", "token", "credential", "private"]
         .iter()
         .any(|word| member.contains(word));
     let is_octets = ["[u8", "Vec<u8>", "Bytes"]
         .iter()
         .any(|octets| its_type.contains(octets));
-    if is_secret && !is_redacted && !is_no_text {
+    if is_secret && !is_redacted && !is_none {
         return Some("is named like a secret and is of a type that neither hides nor clears it");
     }
     if member.ends_with("key") && is_octets && (debug || !is_redacted) {
@@ -428,6 +428,8 @@ fn shows_a_secret(debug: bool, member: &str, its_type: &str) -> Option<&'static 
 #[test]
 fn invariant_11_no_struct_holds_a_secret_in_a_type_that_shows_it() {
     assert!(shows_a_secret(true, "redis_password", "String").is_some());
+    assert!(shows_a_secret(true, "token", "Option<String>").is_some());
+    assert!(shows_a_secret(true, "tokens_max", "Option<usize>").is_none());
     assert!(shows_a_secret(true, "key", "Zeroizing<Vec<u8>>").is_some());
     assert!(shows_a_secret(false, "key", "Zeroizing<Vec<u8>>").is_none());
     assert_eq!(
