@@ -59,15 +59,17 @@ const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:50051";
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Keys that belong to the hub. A volunteer's file that has one holds a secret it should not.
-const HUB_KEYS: [&str; 8] = [
+const HUB_KEYS: [&str; 10] = [
     "pg_connection_string",
     "redis_host",
     "redis_port",
     "redis_password",
+    "embedding_api_key",
     "openai_api_key",
     "azure_openai_api_key",
     "keyring_file",
     "master_key",
+    "tls_key",
 ];
 
 /// What the agent is built from; every value is within its bounds.

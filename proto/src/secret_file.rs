@@ -22,8 +22,8 @@ pub fn read(file: &Path, bytes_max: u64) -> io::Result<(Zeroizing<String>, fs::M
     Ok((text, metadata))
 }
 
-/// `LOOSE_FILE_MODE` where others than its owner may read or change a file. What root owns a group may read, as systemd
-/// hands credentials over.
+/// `LOOSE_FILE_MODE` where others than its owner may read or change a file. What root owns a group may read, as the
+/// system's own keys are kept and systemd hands credentials over.
 ///
 /// Files elsewhere than on Unix have no mode: there the folder's rights have to do.
 pub fn check_mode(file: &Path, metadata: &fs::Metadata) -> Result<(), Problem> {

@@ -5,9 +5,8 @@
 //! keys above it open what they have sealed until they are retired. `#` begins a comment at the start of a line.
 
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Read},
-    os::unix::fs::PermissionsExt,
+    fs,
+    io::ErrorKind,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -25,7 +24,7 @@ pub const KEYRING_VARIABLE: &str = "P2P_SYNC_MASTER_KEYRING";
 /// Marks the key of new credentials.
 const CURRENT: &str = "current";
 /// Longest keyring, bytes: some 400 keys.
-const KEYRING_BYTES_MAX: usize = 64 * 1024;
+const KEYRING_BYTES_MAX: u64 = 64 * 1024;
 
 /// All master keys. `Debug` shows their names alone; the secrets are cleared when dropped.
 #[derive(Clone, Debug)]
@@ -68,7 +67,7 @@ impl Keyring {
     }
 
     fn read(file: &Path) -> Result<Self, Problem> {
-        let opened = File::open(file).map_err(|error| match error.kind() {
+        let (text, metadata) = secret_file::read(file, KEYRING_BYTES_MAX).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Problem::new(
                 Code::BadKeyring,
                 format!(
@@ -78,22 +77,7 @@ impl Keyring {
             ),
             _ => unusable(file, &error),
         })?;
-        let mode = opened
-            .metadata()
-            .map_err(|error| unusable(file, &error))?
-            .permissions()
-            .mode()
-            & 0o777;
-        if mode & 0o077 != 0 {
-            let shown = file.display();
-            let sentence = format!("{shown} has mode {mode:04o}, so others may read it: run `chmod 600 {shown}`");
-            return Err(Problem::new(Code::LooseFileMode, sentence));
-        }
-        let mut text = Zeroizing::new(String::with_capacity(KEYRING_BYTES_MAX));
-        opened
-            .take(KEYRING_BYTES_MAX as u64)
-            .read_to_string(&mut text)
-            .map_err(|error| unusable(file, &error))?;
+        secret_file::check_mode(file, &metadata)?;
         Self::parse(&text, &file.display().to_string())
     }
 

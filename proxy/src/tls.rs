@@ -2,9 +2,8 @@
 
 use std::{
     fmt,
-    fs::{self, File},
+    fs::File,
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,6 +12,7 @@ use std::{
 use p2p_sync_proto::{
     Code, Problem,
     certificate::{PIN_BYTES, Validity, key_pin},
+    secret_file,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -269,12 +269,8 @@ fn read(file: &Path, key: &str, is_secret: bool) -> Result<Zeroizing<Vec<u8>>, P
     let opened = File::open(file).map_err(unreadable)?;
     let metadata = opened.metadata().map_err(unreadable)?;
     if is_secret {
-        only_ours(&metadata).map_err(|(mode, tight)| {
-            let sentence = format!(
-                "{key}: {shown} has mode {mode:04o}, so others may read or change it: run `chmod {tight:o} {shown}`"
-            );
-            Problem::new(Code::LooseFileMode, sentence)
-        })?;
+        secret_file::check_mode(file, &metadata)
+            .map_err(|problem| Problem::new(problem.code, format!("{key}: {}", problem.sentence)))?;
     }
     // Room for all of it at once: a vector that grows leaves copies behind.
     let size = metadata.len().min(FILE_BYTES_MAX);
@@ -284,16 +280,4 @@ fn read(file: &Path, key: &str, is_secret: bool) -> Result<Zeroizing<Vec<u8>>, P
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
     Ok(bytes)
-}
-
-/// Gives the mode where others are let in, and the one that it should have. What root owns a group may read, as the system's
-/// own keys are kept.
-fn only_ours(key: &fs::Metadata) -> Result<(), (u32, u32)> {
-    let mode = key.mode() & 0o777;
-    let allowed = if key.uid() == 0 { 0o740 } else { 0o700 };
-    if mode & !allowed == 0 {
-        Ok(())
-    } else {
-        Err((mode, allowed & mode & 0o640))
-    }
 }

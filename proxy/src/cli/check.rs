@@ -30,8 +30,12 @@ pub(super) async fn check(common: &Common) -> ExitCode {
         }
     };
     println!("settings: ok");
+    let of = config
+        .types_file
+        .as_ref()
+        .map_or("built in".into(), |file| file.display().to_string());
     let rules =
-        Rules::load(config.types_file.as_deref()).map(|rules| format!("ok (version {})", rules.policies.version));
+        Rules::load(config.types_file.as_deref()).map(|rules| format!("ok ({of}, version {})", rules.policies.version));
     let all_well = [
         told("tls", &certificate(&config)),
         told("rules", &rules),

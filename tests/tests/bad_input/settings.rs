@@ -218,20 +218,33 @@ fn a_file_that_is_not_there_is_told_by_both_programs() {
 
 #[test]
 fn a_hub_secret_in_a_hosts_file_is_told_loudly_and_the_agent_runs_without_it() {
-    let text = format!(
-        "encryption_key = {}\npg_connection_string = postgres://hubs-own-secret\nmain_server_endpoint = {NOWHERE}\n",
-        credential()
-    );
-    let told = Folder::new().agent(&text, &["status"]);
-    assert_eq!(told.exit_code, Some(0), "{told:?}");
-    let warning = "E105 HUB_SECRET_IN_HOST_FILE: line 2: pg_connection_string is the hub's";
-    let line = told
-        .err
-        .lines()
-        .find(|line| line.contains(warning))
-        .unwrap_or_else(|| panic!("{told:?}"));
-    assert!(line.contains("WARN") && line.contains("delete the line"), "{line}");
-    assert!(!format!("{told:?}").contains("hubs-own-secret"), "{told:?}");
+    let secrets = [
+        "pg_connection_string",
+        "redis_password",
+        "embedding_api_key",
+        "keyring_file",
+        "tls_key",
+    ];
+    for key in secrets {
+        assert!(
+            p2p_sync_proxy::config::KEYS.iter().any(|known| known.name == key),
+            "{key} is the hub's"
+        );
+        let text = format!(
+            "encryption_key = {}\n{key} = hubs-own-secret\nmain_server_endpoint = {NOWHERE}\n",
+            credential()
+        );
+        let told = Folder::new().agent(&text, &["status"]);
+        assert_eq!(told.exit_code, Some(0), "{told:?}");
+        let warning = format!("E105 HUB_SECRET_IN_HOST_FILE: line 2: {key} is the hub's");
+        let line = told
+            .err
+            .lines()
+            .find(|line| line.contains(&warning))
+            .unwrap_or_else(|| panic!("{told:?}"));
+        assert!(line.contains("WARN") && line.contains("delete the line"), "{line}");
+        assert!(!format!("{told:?}").contains("hubs-own-secret"), "{told:?}");
+    }
 }
 
 #[test]
@@ -324,7 +337,7 @@ fn a_keyring_that_is_missing_open_to_others_or_damaged_is_refused() {
     set_mode(0o644);
     list().is_refused(&[(
         "E110 LOOSE_FILE_MODE: ",
-        "has mode 0644, so others may read it: run `chmod 600 ",
+        "has mode 0644, so others may read or change it: run `chmod 600 ",
     )]);
     set_mode(0o600);
     assert_eq!(list().exit_code, Some(0));
