@@ -75,7 +75,8 @@ COMMENT ON COLUMN p2p_sync.hosts.public_key IS 'Ed25519, registered at enrolment
 COMMENT ON COLUMN p2p_sync.hosts.lock_reason IS 'Why it is locked, for people';
 COMMENT ON COLUMN p2p_sync.hosts.last_seen IS 'When it last said hello, to the minute';
 COMMENT ON COLUMN p2p_sync.hosts.next_key_id IS
-    'Of the next generation''s credential, which was given out and not used yet; next_request_id asked for it';
+    'Of the next generation''s credential, which was given out and not used yet; next_request_id asked for it, and is NULL '
+    'since the host was locked';
 COMMENT ON COLUMN p2p_sync.hosts.former_key_id IS
     'Of the generation before, which is let in for a minute after renewed_at; renewed_by asked for the present one';
 
@@ -258,6 +259,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS rejected_by_position
 CREATE INDEX IF NOT EXISTS rejected_by_operation ON p2p_sync.rejected_operations (host_id, operation_id);
 CREATE UNIQUE INDEX IF NOT EXISTS rejected_without_position
     ON p2p_sync.rejected_operations (host_id, operation_id) WHERE sequence IS NULL;
+CREATE INDEX IF NOT EXISTS rejected_by_time ON p2p_sync.rejected_operations (received_at);
 COMMENT ON TABLE p2p_sync.rejected_operations IS 'Dead letters: what was refused for good, with the reason told to its host';
 COMMENT ON COLUMN p2p_sync.rejected_operations.path IS 'Empty for a group, which has one row';
 COMMENT ON COLUMN p2p_sync.rejected_operations.payload IS
@@ -512,27 +514,29 @@ BEGIN
     RETURN v_holder;
 END $$;
 
--- Admits, locks or revokes a host; false where there is none. One that is revoked gives its leases up; one that is locked
--- keeps them until they run out, for it cannot renew them.
-CREATE OR REPLACE FUNCTION p2p_sync.set_host_status(p_host uuid, p_status text) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Admits, locks or revokes a host, and gives the status that it has now; NULL where there is none. One that is revoked
+-- gives its leases up and stays revoked; one that is locked keeps them until they run out, for it cannot renew them.
+CREATE OR REPLACE FUNCTION p2p_sync.set_host_status(p_host uuid, p_status text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_map text;
+    v_was text;
 BEGIN
-    -- Who unlocks a host has looked: a renewal that was begun before, and whose request is lost, begins anew.
+    SELECT status INTO v_was FROM p2p_sync.hosts WHERE host_id = p_host FOR UPDATE;
+    IF v_was IS NULL OR v_was = 'revoked' THEN
+        RETURN v_was;
+    END IF;
+    -- Who unlocks a host has looked: whoever asks for the renewal next is its first. What was given out stays good, for the
+    -- host may have it.
     UPDATE p2p_sync.hosts SET status = p_status, lock_reason = CASE p_status WHEN 'locked' THEN 'an operator locked it' END,
-            next_key_id = CASE WHEN status = 'active' THEN next_key_id END,
             next_request_id = CASE WHEN status = 'active' THEN next_request_id END
         WHERE host_id = p_host;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
     IF p_status = 'revoked' THEN
         -- Nobody grants it another meanwhile: that waits for the host's row.
         FOR v_map IN SELECT map FROM p2p_sync.host_assignments WHERE host_id = p_host ORDER BY map LOOP
             PERFORM p2p_sync.release_map(v_map, p_host);
         END LOOP;
     END IF;
-    RETURN true;
+    RETURN p_status;
 END $$;
 
 -- Makes a host of whoever holds an invitation's token, `p_host` under the master key `p_key_id`, and grants it the maps that
@@ -611,12 +615,15 @@ BEGIN
         v_first := v_found.renewed_by;
         key := v_found.key_id;
     END IF;
-    IF v_first IS NULL THEN
+    IF v_first IS NULL AND v_found.generation <> p_generation THEN
+        -- Nobody knows any more whose request it was.
+        state := 'unknown';
+    ELSIF v_first IS NULL THEN
         state := 'none';
-        IF p_due THEN
-            UPDATE p2p_sync.hosts SET next_key_id = p_key_id, next_request_id = p_request WHERE host_id = p_host;
+        IF p_due OR key IS NOT NULL THEN
+            key := coalesce(key, p_key_id);
+            UPDATE p2p_sync.hosts SET next_key_id = key, next_request_id = p_request WHERE host_id = p_host;
             state := 'given';
-            key := p_key_id;
         END IF;
     ELSIF v_first = p_request THEN
         state := 'given';

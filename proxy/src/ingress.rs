@@ -308,20 +308,24 @@ impl v1::session_server::Session for Ingress {
 impl v1::enrol_server::Enrol for Ingress {
     async fn exchange(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
         let incoming = Incoming::of(&request);
+        let not_opened = |status| {
+            incoming.as_deref().inspect(|incoming| incoming.not_opened());
+            status
+        };
         let opened = self.hub.opener.open_token(request.get_ref());
-        match (&opened, incoming) {
+        let (holder, request) = opened.map_err(not_opened)?;
+        let enrolled = enrol(&self.hub, &holder, &request).await;
+        // Whoever ever had a token has one that opens: where it enrols nobody, it says no more of its sender than none.
+        match (&enrolled, &incoming) {
             (Ok(_), Some(incoming)) => incoming.opened(),
             (Err(_), Some(incoming)) => incoming.not_opened(),
             (_, None) => {}
         }
-        let (holder, request) = opened?;
-        let mut reply = enrol(&self.hub, &holder, &request)
-            .await
-            .unwrap_or_else(|problem| v1::EnrolReply {
-                code: problem.code.into(),
-                message: problem.sentence,
-                ..Default::default()
-            });
+        let mut reply = enrolled.unwrap_or_else(|problem| v1::EnrolReply {
+            code: problem.code.into(),
+            message: problem.sentence,
+            ..Default::default()
+        });
         let sealed = holder.seal(&reply);
         reply.credential.zeroize();
         Ok(Response::new(sealed))

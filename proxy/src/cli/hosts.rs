@@ -42,13 +42,20 @@ pub(super) enum Hosts {
         /// As `hosts list` shows it.
         host_id: Uuid,
     },
-    /// Keep a machine out, until `unlock`; what it has to send waits in its outbox. Takes hold within 2 seconds.
+    /// Keep a machine out, until `unlock`; what it has to send waits in its outbox, and it keeps its maps until their leases
+    /// run out. Takes hold within 2 seconds.
     Lock {
         /// As `hosts list` shows it.
         host_id: Uuid,
     },
     /// Let a locked machine in again, with a new start where it was locked for forgery.
     Unlock {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+    },
+    /// Keep a machine out for good: it gives its maps up, and comes back only by an invitation, as another. Takes hold within
+    /// 2 seconds.
+    Revoke {
         /// As `hosts list` shows it.
         host_id: Uuid,
     },
@@ -60,14 +67,6 @@ pub(super) enum Hosts {
         /// At most so many.
         #[arg(long, value_name = "N", default_value = "100")]
         limit: u32,
-    },
-    /// Say whether a machine may take part; takes hold within 2 seconds. One that is revoked gives its maps up, one that is
-    /// locked keeps them until their leases run out.
-    Status {
-        /// As `hosts list` shows it.
-        host_id: Uuid,
-        /// active, locked or revoked.
-        status: HostStatus,
     },
 }
 
@@ -116,10 +115,10 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
         Hosts::Add(machine) => add(&store, &config, machine).await,
         Hosts::List => list(&store).await,
         Hosts::Show { host_id } => show(&store, *host_id).await,
-        Hosts::Lock { host_id } => change(&store, *host_id, HostStatus::Locked).await,
-        Hosts::Unlock { host_id } => change(&store, *host_id, HostStatus::Active).await,
+        Hosts::Lock { host_id } => set_status(&store, *host_id, HostStatus::Locked).await,
+        Hosts::Unlock { host_id } => set_status(&store, *host_id, HostStatus::Active).await,
+        Hosts::Revoke { host_id } => set_status(&store, *host_id, HostStatus::Revoked).await,
         Hosts::Verdicts { host_id, limit } => verdicts(&store, *host_id, *limit).await,
-        Hosts::Status { host_id, status } => set_status(&store, *host_id, *status).await,
     };
     store.close().await;
     done.map_err(one)
@@ -266,16 +265,6 @@ async fn show(store: &Store, host_id: Uuid) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Between active and locked; who is revoked stays out.
-async fn change(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {
-    if find(store, host_id).await?.status == HostStatus::Revoked {
-        let sentence =
-            format!("host {host_id} is revoked for good: admit the machine anew with `p2p-sync-proxy hosts invite`");
-        return Err(Problem::new(Code::Revoked, sentence));
-    }
-    set_status(store, host_id, status).await
-}
-
 async fn verdicts(store: &Store, host_id: Uuid, limit: u32) -> Result<(), Problem> {
     find(store, host_id).await?;
     for verdict in store.verdicts(host_id, limit).await? {
@@ -299,10 +288,13 @@ async fn find(store: &Store, host_id: Uuid) -> Result<HostRow, Problem> {
 }
 
 async fn set_status(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {
-    if store.set_host_status(host_id, status).await? {
+    let now = store.set_host_status(host_id, status).await?;
+    if now.ok_or_else(|| unknown(host_id))? == status {
         return Ok(());
     }
-    Err(unknown(host_id))
+    let sentence =
+        format!("host {host_id} is revoked for good: admit the machine anew with `p2p-sync-proxy hosts invite`");
+    Err(Problem::new(Code::Revoked, sentence))
 }
 
 fn unknown(host_id: Uuid) -> Problem {

@@ -1,7 +1,5 @@
 //! The hosts that are enrolled, the outboxes they open, and the claim of the one proxy that works without Redis.
 
-use std::str::FromStr;
-
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Code, Problem};
 use tokio::task::JoinHandle;
@@ -68,21 +66,13 @@ impl HostStatus {
             Self::Revoked => "revoked",
         }
     }
-}
 
-impl FromStr for HostStatus {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        [Self::Active, Self::Locked, Self::Revoked]
+    /// One that this build does not know lets nobody in.
+    fn of(text: &str) -> Self {
+        [Self::Active, Self::Revoked]
             .into_iter()
             .find(|status| status.as_str() == text)
-            .ok_or_else(|| {
-                Problem::new(
-                    Code::BadValue,
-                    format!("{text:?} is no status of a host: write active, locked or revoked"),
-                )
-            })
+            .unwrap_or(Self::Locked)
     }
 }
 
@@ -119,8 +109,7 @@ impl HostRow {
             name: row.get(2),
             key_id: row.get(3),
             generation: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
-            // A status that this build does not know lets nobody in.
-            status: row.get::<_, &str>(5).parse().unwrap_or(HostStatus::Locked),
+            status: HostStatus::of(row.get(5)),
             lock_reason: row.get(6),
             last_seen: row.get(7),
             next_key_id: row.get(8),
@@ -155,12 +144,13 @@ impl Store {
         Ok(rows.first().map(HostRow::of))
     }
 
-    /// Locks, revokes or readmits a host; false where there is no such host. One that is revoked gives its leases up, one
-    /// that is locked keeps them until they run out.
-    pub async fn set_host_status(&self, host_id: Uuid, status: HostStatus) -> Result<bool, Problem> {
+    /// Locks, revokes or readmits a host, and gives the status that it has now; `None` where there is no such host. One
+    /// that is revoked gives its leases up and stays revoked, one that is locked keeps them until they run out.
+    pub async fn set_host_status(&self, host_id: Uuid, status: HostStatus) -> Result<Option<HostStatus>, Problem> {
         const SET: &str = "SELECT p2p_sync.set_host_status($1, $2)";
         let rows = self.change(SET, &[&host_id, &status.as_str()]).await?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        let now: Option<&str> = rows.first().and_then(|row| row.get(0));
+        Ok(now.map(HostStatus::of))
     }
 
     /// A statement that changes something and gives rows; durable when this returns.

@@ -8,10 +8,7 @@ use uuid::Uuid;
 
 use super::{Store, not_answering, unsigned};
 
-/// How long a used or expired invitation is shown, and told of as what it is.
-pub(super) const PURGE: &str = "DELETE FROM p2p_sync.invitations WHERE expires_at < now() - make_interval(days => $1)";
-
-/// Days for [`PURGE`].
+/// How long a used or expired invitation is shown, and told of as what it is: days after its end.
 pub(super) const KEPT_DAYS: i32 = 30;
 
 const LIST: &str = "SELECT invitation_id, account_id, name, maps, host_id, \

@@ -1,5 +1,7 @@
 //! What has to be done to the tables from time to time: partitions of the log, and the end of what is kept long enough.
 
+use std::time::{Duration, Instant};
+
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Problem, envelope::Lane};
 
@@ -25,26 +27,50 @@ const CLOSE_OLD: &str = "UPDATE p2p_sync.settled_sequences AS s SET closed = tru
         GROUP BY host_id) AS expired \
     WHERE s.host_id = expired.host_id AND s.incarnation = expired.incarnation AND NOT s.closed";
 
-const PURGE_TOMBSTONES: &str =
-    "DELETE FROM p2p_sync.states WHERE deleted AND received_at < now() - make_interval(days => $1)";
+const TOMBSTONES: Old = Old {
+    table: "states",
+    which: "deleted AND received_at < now() - make_interval(days => $1)",
+};
 
 /// As long as an operation can come again, its rejection is told again.
-const PURGE_REJECTED: &str = "DELETE FROM p2p_sync.rejected_operations AS r \
-    WHERE received_at < now() - make_interval(days => $1) AND (sequence IS NULL OR EXISTS ( \
+const REJECTED: Old = Old {
+    table: "rejected_operations",
+    which: "received_at < now() - make_interval(days => $1) AND (sequence IS NULL OR EXISTS ( \
         SELECT FROM p2p_sync.settled_sequences AS s \
-        WHERE s.host_id = r.host_id AND s.incarnation >= r.incarnation AND s.closed))";
+        WHERE s.host_id = old.host_id AND s.incarnation >= old.incarnation AND s.closed))",
+};
 
-const PURGE_VERDICTS: &str =
-    "DELETE FROM p2p_sync.security_validations WHERE received_at < now() - make_interval(days => $1)";
+const VERDICTS: Old = Old {
+    table: "security_validations",
+    which: "received_at < now() - make_interval(days => $1)",
+};
 
-/// A bounded number at a time: writers of players meet each row that is deleted. What they hold waits for the next run.
-const PURGE_PLAYER_TENURES: &str = "DELETE FROM p2p_sync.player_tenures WHERE ctid = ANY (ARRAY( \
-    SELECT ctid FROM p2p_sync.player_tenures WHERE ended_at < now() - make_interval(days => $1) \
-    LIMIT 10000 FOR UPDATE SKIP LOCKED))";
+const PLAYER_TENURES: Old = Old {
+    table: "player_tenures",
+    which: "ended_at < now() - make_interval(days => $1)",
+};
+
+const INVITATIONS: Old = Old {
+    table: "invitations",
+    which: "expires_at < now() - make_interval(days => $1)",
+};
 
 /// What is open waits for the operator.
-const PURGE_CONFLICTS: &str = "DELETE FROM p2p_sync.conflicts WHERE last_at < now() - make_interval(days => $1) \
-    AND (rule <> 'both' OR resolved_at IS NOT NULL)";
+const CONFLICTS: Old = Old {
+    table: "conflicts",
+    which: "last_at < now() - make_interval(days => $1) AND (rule <> 'both' OR resolved_at IS NOT NULL)",
+};
+
+/// Rows of a table that were kept long enough.
+struct Old {
+    table: &'static str,
+    which: &'static str,
+}
+
+/// So many rows are deleted well within a statement's time, and writers who meet them wait for no longer.
+const PURGED_AT_ONCE: u64 = 10_000;
+/// For one table; what is left then waits for the next run.
+const PURGE_TIME: Duration = Duration::from_mins(1);
 
 /// What maintenance did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,32 +95,59 @@ pub struct Maintained {
 
 impl Store {
     /// Makes the log's next partition and ends what was kept long enough. To be run at the start and every hour or so;
-    /// any number of proxies may run it. On an error the rest waits for the next run.
+    /// any number of proxies may run it. Where something fails, the rest is done all the same, and the error told.
     pub async fn maintain(&self) -> Result<Maintained, Problem> {
         let mut client = self.lane(Lane::Bulk).await?;
         let (log_days, tombstone_days) = (
             days(self.inner.log_retention_days),
             days(self.inner.tombstone_retention_days),
         );
-        let done = async {
-            let partitions_dropped = turn_log(&mut client, log_days).await?;
-            let hosts_closed = client.execute(CLOSE_OLD, &[&tombstone_days]).await?;
-            client.execute(FORGET_CLOSED, &[]).await?;
+        let partitions_dropped = turn_log(&mut client, log_days).await;
+        let hosts_closed = close_old(&client, tombstone_days).await;
+        let tombstones_purged = purge(&client, &TOMBSTONES, tombstone_days).await;
+        let rejections_purged = purge(&client, &REJECTED, tombstone_days).await;
+        let verdicts_purged = purge(&client, &VERDICTS, log_days).await;
+        let player_tenures_purged = purge(&client, &PLAYER_TENURES, tombstone_days).await;
+        let invitations_purged = purge(&client, &INVITATIONS, invitations::KEPT_DAYS).await;
+        let conflicts_purged = purge(&client, &CONFLICTS, log_days).await;
+        self.inner.pools.make_durable().await?;
+        let done = || {
             Ok(Maintained {
-                partitions_dropped,
-                hosts_closed,
-                tombstones_purged: client.execute(PURGE_TOMBSTONES, &[&tombstone_days]).await?,
-                rejections_purged: client.execute(PURGE_REJECTED, &[&tombstone_days]).await?,
-                verdicts_purged: client.execute(PURGE_VERDICTS, &[&log_days]).await?,
-                player_tenures_purged: client.execute(PURGE_PLAYER_TENURES, &[&tombstone_days]).await?,
-                invitations_purged: client.execute(invitations::PURGE, &[&invitations::KEPT_DAYS]).await?,
-                conflicts_purged: client.execute(PURGE_CONFLICTS, &[&log_days]).await?,
+                partitions_dropped: partitions_dropped?,
+                hosts_closed: hosts_closed?,
+                tombstones_purged: tombstones_purged?,
+                rejections_purged: rejections_purged?,
+                verdicts_purged: verdicts_purged?,
+                player_tenures_purged: player_tenures_purged?,
+                invitations_purged: invitations_purged?,
+                conflicts_purged: conflicts_purged?,
             })
         };
-        let done = done.await.map_err(|error| unavailable(&error))?;
-        self.inner.pools.make_durable().await?;
-        Ok(done)
+        done().map_err(|error: tokio_postgres::Error| unavailable(&error))
     }
+}
+
+/// Deletes old rows, some at a time; gives how many.
+async fn purge(client: &Object, old: &Old, days: i32) -> Result<u64, tokio_postgres::Error> {
+    let Old { table, which } = old;
+    let some = format!(
+        "DELETE FROM p2p_sync.{table} WHERE ctid = ANY (ARRAY( \
+            SELECT ctid FROM p2p_sync.{table} AS old WHERE {which} LIMIT {PURGED_AT_ONCE} FOR UPDATE SKIP LOCKED))"
+    );
+    let (began, mut purged) = (Instant::now(), 0);
+    loop {
+        let rows = client.execute(&some, &[&days]).await?;
+        purged += rows;
+        if rows < PURGED_AT_ONCE || began.elapsed() > PURGE_TIME {
+            return Ok(purged);
+        }
+    }
+}
+
+async fn close_old(client: &Object, tombstone_days: i32) -> Result<u64, tokio_postgres::Error> {
+    let closed = client.execute(CLOSE_OLD, &[&tombstone_days]).await?;
+    client.execute(FORGET_CLOSED, &[]).await?;
+    Ok(closed)
 }
 
 /// Makes partitions and drops old ones; gives how many were dropped.

@@ -23,8 +23,8 @@ async fn whoever_is_not_admitted_gets_one_and_the_same_answer() {
     let mut hub = embedded(&folder, &[]);
     let [admitted, revoked, locked] = [1, 2, 3].map(|account| hub.add_host(account));
     let host_of = |text: &str| Credential::parse(text).expect("the hub's").host_id;
-    for (credential, status) in [(&revoked, "revoked"), (&locked, "locked")] {
-        hub.command(&["hosts", "status", &host_of(credential).to_string(), status]);
+    for (credential, command) in [(&revoked, "revoke"), (&locked, "lock")] {
+        hub.command(&["hosts", command, &host_of(credential).to_string()]);
     }
     let keyring = Keyring::load(&folder.path("hub/database/keyring")).expect("made with the database");
     let address = hub.start();

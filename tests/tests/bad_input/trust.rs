@@ -221,11 +221,7 @@ async fn a_lock_and_a_revocation_take_hold_on_open_streams_and_a_revoked_host_is
         let (batches, mut answers) = forger.stream().await;
         batches.send(forger.batch(encoded([good(1)]))).await.expect("open");
         answers.message().await.expect("no error").expect("an answer");
-        if command == "lock" {
-            world.hub.command(&["hosts", "lock", &host]);
-        } else {
-            world.hub.command(&["hosts", "status", &host, "revoked"]);
-        }
+        world.hub.command(&["hosts", command, &host]);
         let mut sequence = 1;
         let is_out = async || {
             sequence += 1;
@@ -237,10 +233,12 @@ async fn a_lock_and_a_revocation_take_hold_on_open_streams_and_a_revoked_host_is
     }
     let (_, host_id, _) = world.forger().await;
     let host = host_id.to_string();
-    world.hub.command(&["hosts", "status", &host, "revoked"]);
+    world.hub.command(&["hosts", "revoke", &host]);
     let config = world.folder.path("hub/p2p_sync_proxy.conf");
-    let told = crate::door::run("proxy", &["hosts", "unlock", &host], &config, "");
-    told.is_refused(&[("E303 REVOKED: ", "admit the machine anew")]);
+    for command in ["unlock", "lock"] {
+        let told = crate::door::run("proxy", &["hosts", command, &host], &config, "");
+        told.is_refused(&[("E303 REVOKED: ", "admit the machine anew")]);
+    }
     let unknown = Uuid::new_v4().to_string();
     let told = crate::door::run("proxy", &["hosts", "verdicts", &unknown], &config, "");
     told.is_refused(&[("E221 NOT_FOUND: ", "hosts list")]);

@@ -301,7 +301,7 @@ fn invariant_09_nothing_that_the_hub_says_to_a_host_names_the_main_server() {
     let host = WireHost::new(&edge.endpoint(), &world.hub.add_host_of(1, &["payon"]));
     let revoked = WireHost::new(&edge.endpoint(), &world.hub.add_host(2));
     let revoked_id = revoked.credential().host_id.to_string();
-    world.hub.command(&["hosts", "status", &revoked_id, "revoked"]);
+    world.hub.command(&["hosts", "revoke", &revoked_id]);
     let mut heard = Heard::default();
     let mut round = |first: u64| {
         run(async {

@@ -416,7 +416,7 @@ fn invariant_04_of_a_thousand_envelopes_of_each_forgery_none_opens_and_all_are_t
     scene
         .world
         .hub
-        .command(&["hosts", "status", &revoked.host_id.to_string(), "revoked"]);
+        .command(&["hosts", "revoke", &revoked.host_id.to_string()]);
     let channel = scene.channel();
     let before = scene.tables(&[]);
     let first = run(send(&channel, Lane::Pull, seal(&revoked, Lane::Pull))).expect_err("revoked");

@@ -299,16 +299,22 @@ async fn a_host_that_is_revoked_gives_its_maps_up_and_one_that_is_locked_keeps_t
     let (a, b) = (hub.host().await, hub.host().await);
     hub.grant("prontera", a).await;
     hub.grant("geffen", a).await;
-    assert_eq!(hub.store.set_host_status(a, HostStatus::Locked).await, Ok(true));
+    assert_eq!(
+        hub.store.set_host_status(a, HostStatus::Locked).await,
+        Ok(Some(HostStatus::Locked))
+    );
     hub.store.grant_map("prontera", b, false).await.expect_err("it runs");
     let refusal = hub.store.renew_leases(a, 1, 1).await.expect_err("locked");
     assert_eq!(refusal.code, Code::Replay, "it renews nothing");
     let refusal = hub.store.grant_map("payon", a, true).await.expect_err("locked");
     assert_eq!(refusal.code, Code::NotFound);
-    assert_eq!(hub.store.set_host_status(a, HostStatus::Revoked).await, Ok(true));
+    assert_eq!(
+        hub.store.set_host_status(a, HostStatus::Revoked).await,
+        Ok(Some(HostStatus::Revoked))
+    );
     assert_eq!(
         hub.store.set_host_status(Uuid::nil(), HostStatus::Revoked).await,
-        Ok(false)
+        Ok(None)
     );
     for map in ["prontera", "geffen"] {
         assert_eq!(hub.grant(map, b).await, 2);

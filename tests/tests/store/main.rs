@@ -10,6 +10,7 @@ mod order;
 mod outage;
 mod presence;
 mod refusal;
+mod renewal;
 mod repetition;
 mod schema;
 mod streams;

@@ -194,7 +194,7 @@ async fn invariant_10_a_hello_that_waits_for_its_hosts_own_writes_holds_up_no_lo
     })
     .await;
     let locked = hub.store.set_host_status(host, HostStatus::Locked).await;
-    assert!(locked.expect("serves"));
+    assert_eq!(locked.expect("serves"), Some(HostStatus::Locked));
     assert!(!hello.is_finished(), "the host was locked while its hello waited");
     let given_up = hello.await.expect("no panic").expect_err("it waits for so long");
     assert_eq!(given_up.code, Code::HubUnavailable);

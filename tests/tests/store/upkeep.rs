@@ -137,6 +137,34 @@ async fn invariant_12_a_host_opens_no_more_incarnations_than_are_kept() {
 }
 
 #[tokio::test]
+async fn what_is_old_goes_however_much_there_is_of_it_and_whatever_else_fails() {
+    let hub = Hub::new().await;
+    let host = hub.host().await;
+    hub.sql
+        .batch_execute(&format!(
+            "INSERT INTO p2p_sync.states (path, stream, stream_sequence, data_type, keeps_every, tenure, incarnation, sequence, \
+                    host_id, operation_id, in_group, account_id, map, deleted, received_at, origin_hub) \
+                SELECT 'prontera/NPC_STATE/' || n, 'prontera', n, 4, false, 0, 1, n, '{host}', gen_random_uuid(), false, 0, \
+                        'prontera', true, now() - interval '31 days', gen_random_uuid() FROM generate_series(1, 25000) AS n; \
+             INSERT INTO p2p_sync.security_validations (host_id, verdict, rule, received_at) \
+                SELECT '{host}', 'refused', 'a rule', now() - interval '31 days' FROM generate_series(1, 25000); \
+             CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''kept''; END'; \
+             CREATE TRIGGER fail BEFORE DELETE ON p2p_sync.states EXECUTE FUNCTION fail()"
+        ))
+        .await
+        .expect("inserts");
+    hub.store.maintain().await.expect_err("one of them fails");
+    let of = async |table: &str| hub.count(&format!("SELECT count(*) FROM p2p_sync.{table}")).await;
+    assert_eq!((of("states").await, of("security_validations").await), (25_000, 0));
+    hub.sql
+        .batch_execute("DROP TRIGGER fail ON p2p_sync.states")
+        .await
+        .expect("drops");
+    assert_eq!(hub.store.maintain().await.expect("serves").tombstones_purged, 25_000);
+    assert_eq!(of("states").await, 0);
+}
+
+#[tokio::test]
 async fn a_host_is_enrolled_once_and_locked_or_revoked_by_its_id() {
     let hub = Hub::new().await;
     let host = hub.host().await;
@@ -145,10 +173,13 @@ async fn a_host_is_enrolled_once_and_locked_or_revoked_by_its_id() {
         (row.account_id, row.name.as_str(), row.generation, row.status),
         (7, "a host", 1, HostStatus::Active)
     );
-    assert_eq!(hub.store.set_host_status(host, HostStatus::Revoked).await, Ok(true));
+    assert_eq!(
+        hub.store.set_host_status(host, HostStatus::Revoked).await,
+        Ok(Some(HostStatus::Revoked))
+    );
     assert_eq!(
         hub.store.set_host_status(Uuid::nil(), HostStatus::Revoked).await,
-        Ok(false)
+        Ok(None)
     );
     let hosts = hub.store.hosts().await.expect("serves");
     assert_eq!(

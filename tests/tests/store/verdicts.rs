@@ -111,6 +111,10 @@ async fn a_revoked_host_stays_revoked_and_old_verdicts_are_forgotten() {
         .set_host_status(host, HostStatus::Revoked)
         .await
         .expect("revokes");
+    for back in [HostStatus::Active, HostStatus::Locked] {
+        let now = hub.store.set_host_status(host, back).await;
+        assert_eq!(now.expect("serves"), Some(HostStatus::Revoked));
+    }
     let found = [verdict(host, Kind::Refused, "BAD_PATH", 1000)];
     hub.store.add_verdicts(&found).await.expect("written");
     assert_eq!(
