@@ -19,7 +19,7 @@ use std::{
 
 use p2p_sync_proto::{
     Position,
-    limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX},
+    limits::{BATCH_BYTES_MAX, BATCH_INCARNATIONS_MAX, BATCH_OPS_MAX},
     v1::SequenceRange,
 };
 use prost::bytes::Bytes;

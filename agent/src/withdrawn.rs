@@ -1,8 +1,12 @@
 //! Sequences that will never be sent, as ranges, until the hub has been told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use p2p_sync_proto::{Position, v1::SequenceRange};
+use p2p_sync_proto::{
+    Position,
+    limits::{BATCH_INCARNATIONS_MAX, BATCH_WITHDRAWN_MAX},
+    v1::SequenceRange,
+};
 
 /// Ranges remembered; beyond it nothing is conflated any more, so that the hub's bound on gaps is not the next to go.
 const RANGES_MAX: usize = 16_384;
@@ -86,12 +90,22 @@ impl Withdrawn {
             last,
         })
     }
+
+    /// The first ranges, as long as each is `wanted`, as many as go into one message.
+    pub(crate) fn fitting(&self, wanted: impl Fn(&SequenceRange) -> bool) -> Vec<SequenceRange> {
+        let mut incarnations = BTreeSet::new();
+        self.iter()
+            .take(BATCH_WITHDRAWN_MAX)
+            .take_while(|range| {
+                incarnations.insert(range.incarnation);
+                wanted(range) && incarnations.len() <= BATCH_INCARNATIONS_MAX
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

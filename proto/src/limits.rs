@@ -32,6 +32,9 @@ pub const GROUP_BYTES_MAX: usize = 768 * 1024;
 
 /// Operations in one message; of a group each member counts.
 pub const BATCH_OPS_MAX: usize = 512;
+/// Incarnations that the operations of one message are of, and the same of its withdrawn ranges: the hub decides each in a
+/// transaction of its own.
+pub const BATCH_INCARNATIONS_MAX: usize = 16;
 /// Ranges of withdrawn sequences in one message.
 pub const BATCH_WITHDRAWN_MAX: usize = 1024;
 /// Encoded operations in one message, bytes, before compression. A sender closes its batch before it grows past this.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -15,6 +15,7 @@ use tokio::{
     time::sleep,
 };
 use tonic::Status;
+use uuid::Uuid;
 
 use crate::{
     admission::{
@@ -37,9 +38,10 @@ use crate::{
 const CRITICAL_WRITES_MAX: u32 = 256;
 const BULK_WRITES_MAX: u32 = 32;
 /// So many critical messages at one time say that they wait, be it for each other or for a slow database: then bulk has one
-/// write at a time, and what finds no room is told to come again, until there are fewer.
-const CRITICAL_WRITES_MANY: usize = 32;
-/// A critical message that took the database so long says that it is slow, for so long after.
+/// write at a time, and what finds no room is told to come again, until there are fewer. More than three hosts may have.
+const CRITICAL_WRITES_MANY: usize = 64;
+/// A critical message that took the database so long says that it is slow, for so long after; unless another host's took less
+/// meanwhile, for then it is that message.
 const SLOW_WRITE: Duration = Duration::from_millis(500);
 const SLOW_FOR: Duration = Duration::from_secs(2);
 /// How often bulk looks whether critical messages still wait.
@@ -135,7 +137,7 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
         Err(problem) => Err(problem.clone()),
     };
     drop(writing);
-    hub.writes.took(lane, began.elapsed());
+    hub.writes.took(sender.host_id(), lane, began);
     // All of these only queue: what they do with it happens beside the answer, and fails without it.
     match (&valid, &committed) {
         (Ok(valid), Ok(committed)) => {
@@ -226,6 +228,8 @@ pub struct Writes {
     since: Instant,
     /// Milliseconds from `since` until which the database counts as slow.
     slow_until: AtomicU64,
+    /// The last critical message that was not slow, and the last of another host than that.
+    quick: Mutex<[Option<(Uuid, Instant)>; 2]>,
 }
 
 /// The right to write one message.
@@ -256,9 +260,22 @@ impl Writes {
         self.bulk.available_permits() < BULK_WRITES_MAX as usize
     }
 
-    /// Notes how long the database took for a message.
-    pub fn took(&self, lane: Lane, time: Duration) {
-        if lane == Lane::Critical && time >= SLOW_WRITE {
+    /// Notes that the database is done with a host's message.
+    pub fn took(&self, host_id: Uuid, lane: Lane, began: Instant) {
+        if lane == Lane::Bulk {
+            return;
+        }
+        let now = Instant::now();
+        let mut quick = self.quick.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(began) < SLOW_WRITE {
+            if quick[0].is_some_and(|(host, _)| host != host_id) {
+                quick[1] = quick[0];
+            }
+            quick[0] = Some((host_id, now));
+            return;
+        }
+        let meanwhile = |of: &Option<(Uuid, Instant)>| of.is_some_and(|(host, at)| host != host_id && at > began);
+        if !quick.iter().any(meanwhile) {
             let until = self.now_ms() + u64::try_from(SLOW_FOR.as_millis()).unwrap_or(u64::MAX);
             self.slow_until.fetch_max(until, Ordering::Relaxed);
         }
@@ -285,6 +302,7 @@ impl Default for Writes {
             bulk: Arc::new(Semaphore::new(BULK_WRITES_MAX as usize)),
             since: Instant::now(),
             slow_until: AtomicU64::new(0),
+            quick: Mutex::default(),
         }
     }
 }
@@ -371,9 +389,23 @@ mod tests {
         assert!(futures::poll!(second.as_mut()).is_pending());
         critical.pop();
         let second = second.await.expect("they are fewer");
-        writes.took(Lane::Bulk, SLOW_WRITE);
+        let [one, other] = [1, 2].map(Uuid::from_u128);
+        let long_ago = Instant::now()
+            .checked_sub(2 * SLOW_WRITE)
+            .expect("the machine runs for longer");
+        writes.took(one, Lane::Bulk, long_ago);
         let third = writes.permit(Lane::Bulk).await.expect("bulk may take long");
-        writes.took(Lane::Critical, SLOW_WRITE);
+        for host in [other, one, one] {
+            writes.took(host, Lane::Critical, Instant::now());
+        }
+        writes.took(one, Lane::Critical, long_ago);
+        let again = writes
+            .permit(Lane::Bulk)
+            .await
+            .expect("another host's was quick meanwhile");
+        drop(again);
+        writes.quick.lock().expect("not poisoned")[1] = None;
+        writes.took(one, Lane::Critical, long_ago);
         let mut fourth = std::pin::pin!(writes.permit(Lane::Bulk));
         assert!(futures::poll!(fourth.as_mut()).is_pending());
         drop((first, second, third));

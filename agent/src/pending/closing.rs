@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use p2p_sync_proto::v1::SequenceRange;
 
-use super::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, Flight, Pending, Position};
+use super::{BATCH_OPS_MAX, Flight, Pending, Position};
 
 /// Messages with the oldest alone, before the live go first again.
 const MESSAGES: u32 = 64;
@@ -51,8 +51,7 @@ impl Pending {
         let withdrawn = if self.withdrawn_in_flight {
             vec![]
         } else {
-            let ranges = self.withdrawn.iter().take_while(|range| first_of(range) < upto);
-            ranges.take(BATCH_WITHDRAWN_MAX).collect()
+            self.withdrawn.fitting(|range| first_of(range) < upto)
         };
         self.withdrawn_in_flight |= !withdrawn.is_empty();
         self.flight(taken, withdrawn)

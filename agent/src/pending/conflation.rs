@@ -1,6 +1,6 @@
 //! Newer operations in the place of older ones of their path, and telling the hub which will never come.
 
-use super::{BATCH_WITHDRAWN_MAX, Entry, Pending, Position, SequenceRange, Stage};
+use super::{Entry, Pending, Position, SequenceRange, Stage};
 
 /// A path's older operation gives way to a newer one only while this many wait: a short queue is no backlog.
 pub(super) const CONFLATE_ABOVE_OPS: usize = 2048;
@@ -58,7 +58,7 @@ impl Pending {
         if self.withdrawn_in_flight {
             return vec![];
         }
-        let taken: Vec<SequenceRange> = self.withdrawn.iter().take(BATCH_WITHDRAWN_MAX).collect();
+        let taken = self.withdrawn.fitting(|_| true);
         self.withdrawn_in_flight = !taken.is_empty();
         taken
     }

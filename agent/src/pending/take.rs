@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use p2p_sync_proto::v1::SequenceRange;
 
-use super::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Flight, Pending, Position, Slot, Stage};
+use super::{BATCH_BYTES_MAX, BATCH_INCARNATIONS_MAX, BATCH_OPS_MAX, Flight, Pending, Position, Slot, Stage};
 
 /// Every so many bulk messages is one of the backlog while live operations wait too.
 const BACKLOG_SHARE: u32 = 4;
@@ -17,7 +17,7 @@ impl Pending {
         }
         let mut members: BTreeSet<Position> = BTreeSet::new();
         let mut behind_the_disk = Vec::new();
-        let (mut operations, mut bytes) = (0, 0);
+        let (mut operations, mut bytes, mut incarnations) = (0, 0, BTreeSet::new());
         for position in &self.critical {
             let Some(chain) = self.chain(*position, &members) else {
                 behind_the_disk.push(*position);
@@ -25,10 +25,15 @@ impl Pending {
             };
             let chain_bytes: usize = chain.iter().map(|member| self.slots[member].entry.bytes.len()).sum();
             let chain_operations: usize = chain.iter().map(|member| self.slots[member].entry.operations()).sum();
-            let is_full = operations + chain_operations > BATCH_OPS_MAX || bytes + chain_bytes > BATCH_BYTES_MAX;
+            let mut together = incarnations.clone();
+            together.extend(chain.iter().map(|member| member.incarnation));
+            let is_full = operations + chain_operations > BATCH_OPS_MAX
+                || bytes + chain_bytes > BATCH_BYTES_MAX
+                || together.len() > BATCH_INCARNATIONS_MAX;
             if is_full && !members.is_empty() {
                 break;
             }
+            incarnations = together;
             operations += chain_operations;
             bytes += chain_bytes;
             members.extend(chain);
@@ -59,6 +64,7 @@ impl Pending {
     /// or they are more than a message holds.
     pub(super) fn chain(&self, position: Position, members: &BTreeSet<Position>) -> Option<Vec<Position>> {
         let (mut chain, mut operations, mut bytes) = (Vec::new(), 0, 0);
+        let mut incarnations = BTreeSet::new();
         let mut next = vec![position];
         // Behind a group the paths part, and may meet again.
         let mut seen = BTreeSet::new();
@@ -76,7 +82,11 @@ impl Pending {
             next.extend(entry.predecessors());
             operations += entry.operations();
             bytes += entry.bytes.len();
-            if operations > BATCH_OPS_MAX || (chain.len() > 1 && bytes > BATCH_BYTES_MAX) {
+            incarnations.insert(at.incarnation);
+            if operations > BATCH_OPS_MAX
+                || (chain.len() > 1 && bytes > BATCH_BYTES_MAX)
+                || incarnations.len() > BATCH_INCARNATIONS_MAX
+            {
                 return None;
             }
         }
@@ -112,7 +122,7 @@ impl Pending {
 
     /// As many of these as go into one message, in their order.
     pub(super) fn fitting<'a>(&self, waiting: impl Iterator<Item = &'a Position>, ops_max: usize) -> Vec<Position> {
-        let (mut operations, mut bytes) = (0, 0);
+        let (mut operations, mut bytes, mut incarnations) = (0, 0, BTreeSet::new());
         let mut fitting: Vec<Position> = waiting
             .take(ops_max)
             .copied()
@@ -120,7 +130,10 @@ impl Pending {
                 let entry = &self.slots[position].entry;
                 operations += entry.operations();
                 bytes += entry.bytes.len();
-                operations <= BATCH_OPS_MAX && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes.len())
+                incarnations.insert(position.incarnation);
+                operations <= BATCH_OPS_MAX
+                    && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes.len())
+                    && incarnations.len() <= BATCH_INCARNATIONS_MAX
             })
             .collect();
         fitting.sort_unstable();

@@ -431,3 +431,60 @@ fn told_of_too_many_gaps_the_oldest_go_alone_until_the_disk_has_caught_up() {
     assert!(pending.is_drained());
     assert!(!pending.is_closing_gaps(), "the next goes as it would have");
 }
+
+/// As an agent has them that came up again and again while its hub was away.
+#[test]
+fn a_message_is_of_a_bounded_number_of_incarnations() {
+    let most = BATCH_INCARNATIONS_MAX as u64;
+    let of = |incarnation, critical| Entry {
+        position: Position {
+            incarnation,
+            sequence: 1,
+        },
+        critical,
+        ..entry(1, &format!("m/{incarnation}"))
+    };
+    for critical in [false, true] {
+        let mut pending = Pending::new(1000, true);
+        for incarnation in 1..=2 * most + 1 {
+            pending.push(of(incarnation, critical), false);
+            pending.withdraw(SequenceRange {
+                incarnation,
+                first: 7,
+                last: 9,
+            });
+        }
+        let mut taken = Vec::new();
+        while let Some(flight) = if critical {
+            pending.take_critical()
+        } else {
+            pending.take_bulk(BATCH_OPS_MAX)
+        } {
+            pending.withdrawn_told(&flight.withdrawn);
+            taken.push((flight.operations.len() as u64, flight.withdrawn.len() as u64));
+        }
+        let told = |ranges| if critical { 0 } else { ranges };
+        assert_eq!(taken, [(most, told(most)), (most, told(most)), (1, told(1))]);
+    }
+    // What has to come with more of them than that, in one message, goes by the other lane.
+    let mut pending = Pending::new(1000, true);
+    for incarnation in 1..=most + 1 {
+        let predecessor = (incarnation > 1).then(|| Position {
+            incarnation: incarnation - 1,
+            sequence: 1,
+        });
+        pending.push(
+            Entry {
+                every: true,
+                predecessor,
+                ..of(incarnation, incarnation > most)
+            },
+            false,
+        );
+    }
+    assert!(pending.take_critical().is_none());
+    assert_eq!(
+        pending.take_bulk(BATCH_OPS_MAX).expect("waits").operations.len() as u64,
+        most
+    );
+}

@@ -411,10 +411,10 @@ fn rate(per_second: NonZeroU32, burst_min: usize) -> Rate {
     Rate::new(per_second, burst)
 }
 
-/// How many operations a message has; members of groups count.
+/// How many operations a message has; members of groups count, and ranges that are withdrawn, for each costs as much.
 fn operations(message: &v1::OperationBatch) -> usize {
     let count = |bytes| Glance::at(bytes).map_or(1, |glance| glance.members.max(1));
-    message.operations.iter().map(count).sum()
+    message.operations.iter().map(count).sum::<usize>() + message.withdrawn.len()
 }
 
 /// Waits for so many permits, or for all that there are.

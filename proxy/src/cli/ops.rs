@@ -3,11 +3,12 @@
 use clap::{Args, Subcommand, ValueEnum};
 use p2p_sync_proto::{Code, Path, Problem, settings::Problems, terminal::shown};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{Common, log_warnings, one};
 use crate::{
     config::Config,
-    store::{ConflictRow, Store, Take},
+    store::{ConflictFilter, ConflictRow, Store, Take},
     validate::{check_edit, types_file::Rules},
     version_vector::Compared,
 };
@@ -42,6 +43,15 @@ pub(super) struct Conflicts {
     /// Only those that wait for you: of types with conflict = "both".
     #[arg(long)]
     open: bool,
+    /// Only with operations of this host.
+    #[arg(long, value_name = "HOST")]
+    host: Option<Uuid>,
+    /// Only those older than the line of this number.
+    #[arg(long, value_name = "ID")]
+    before: Option<i64>,
+    /// At most so many, 1 to 1000.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
     #[command(subcommand)]
     one: Option<One>,
 }
@@ -87,10 +97,10 @@ pub(super) async fn run(ops: &Ops, common: &Common) -> Result<(), Problems> {
     let done = match ops {
         Ops::Put { path, data, account_id } => edit(&store, &rules, path, Some(data), *account_id).await,
         Ops::Delete { path } => edit(&store, &rules, path, None, None).await,
-        Ops::Conflicts(Conflicts { one: None, open }) => list(&store, *open).await,
-        Ops::Conflicts(Conflicts { one: Some(one), .. }) => match one {
-            One::Show { id } => show(&store, *id).await,
-            One::Resolve { id, decision } => resolve(&store, &rules, *id, decision).await,
+        Ops::Conflicts(wanted) => match &wanted.one {
+            None => list(&store, wanted).await,
+            Some(One::Show { id }) => show(&store, *id).await,
+            Some(One::Resolve { id, decision }) => resolve(&store, &rules, *id, decision).await,
         },
     };
     store.close().await;
@@ -119,9 +129,20 @@ async fn edit(
     Ok(())
 }
 
-async fn list(store: &Store, open: bool) -> Result<(), Problem> {
-    for row in store.conflicts(open, None).await? {
-        println!("{}", summary(&row));
+async fn list(store: &Store, wanted: &Conflicts) -> Result<(), Problem> {
+    let filter = ConflictFilter {
+        open: wanted.open,
+        host_id: wanted.host,
+        before: wanted.before,
+        limit: Some(wanted.limit),
+        ..ConflictFilter::default()
+    };
+    let rows = store.conflicts(&filter).await?;
+    for row in &rows {
+        println!("{}", summary(row));
+    }
+    if let Some(last) = rows.last().filter(|_| rows.len() >= wanted.limit as usize) {
+        eprintln!("there may be more: --before {}", last.conflict_id);
     }
     Ok(())
 }
@@ -134,8 +155,9 @@ fn summary(row: &ConflictRow) -> String {
         None => "settled".to_owned(),
     };
     format!(
-        "{} host={} edit={} rule={} {state} operations={} operation={} {}",
+        "{} {} host={} edit={} rule={} {state} operations={} operation={} {}",
         row.conflict_id,
+        row.recorded_at,
         row.host_id,
         row.hub_edit,
         row.rule,

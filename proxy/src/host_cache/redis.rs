@@ -14,11 +14,13 @@ use uuid::Uuid;
 use super::{ENTRY_BYTES, Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, Writer, overtaken, to_wire};
 
 /// Begins each write. KEYS, behind its own: where the last write's position is. ARGV, behind its own: incarnation and
-/// sequence. Gives -1, and does nothing, where the last write is as new.
+/// sequence. Gives -1, and does nothing, where the last write is as new. Where Redis has evicted the position alone, the values
+/// go too: what was written before could be repeated over them.
 const NOTE: &str = r"
 local incarnation, sequence = tonumber(ARGV[#ARGV - 1]), tonumber(ARGV[#ARGV])
 local last = redis.call('HMGET', KEYS[#KEYS], 'incarnation', 'sequence')
 local before, at = tonumber(last[1] or '0'), tonumber(last[2] or '0')
+if not last[1] and #KEYS > 1 then redis.call('DEL', KEYS[1], KEYS[2]) end
 if incarnation < before or (incarnation == before and sequence <= at) then return -1 end
 redis.call('HSET', KEYS[#KEYS], 'incarnation', ARGV[#ARGV - 1], 'sequence', ARGV[#ARGV])
 ";

@@ -1,7 +1,5 @@
 //! The operator's edits, and the conflicts of hosts' operations with them.
 
-use std::time::SystemTime;
-
 use p2p_sync_proto::{Code, Path, Problem, ids, policy::Keep};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -30,8 +28,8 @@ pub struct ConflictRow {
     pub operations: u64,
     /// Both values: of one path, or of all that a group writes.
     pub members: Vec<ConflictMember>,
-    /// Postgres' clock at the first.
-    pub recorded_at: SystemTime,
+    /// Postgres' clock at the first, RFC 3339.
+    pub recorded_at: String,
     /// What the operator took: `hub`, `host` or `data`; none yet.
     pub resolution: Option<String>,
 }
@@ -41,6 +39,21 @@ impl ConflictRow {
     pub fn is_open(&self) -> bool {
         self.rule == "both" && self.resolution.is_none()
     }
+}
+
+/// Which conflicts are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConflictFilter {
+    /// That wait for the operator.
+    pub open: bool,
+    /// With operations of this host.
+    pub host_id: Option<Uuid>,
+    /// Older than the one of this number.
+    pub before: Option<i64>,
+    /// The one of this number.
+    pub conflict_id: Option<i64>,
+    /// At most so many, and 1000.
+    pub limit: Option<u32>,
 }
 
 /// Both values of one path.
@@ -136,13 +149,29 @@ impl Store {
         rows.first().map(|row| unsigned(row.get(0))).ok_or_else(not_answering)
     }
 
-    /// Conflicts, the oldest first, at most 1000; only those that wait for the operator with `open`, or the one with an id.
-    pub async fn conflicts(&self, open: bool, conflict_id: Option<i64>) -> Result<Vec<ConflictRow>, Problem> {
-        const LIST: &str = "SELECT conflict_id, host_id, hub_edit, operation_id, rule, operations, members::text, recorded_at, \
-                resolution FROM p2p_sync.conflicts \
-            WHERE (NOT $1 OR rule = 'both' AND resolved_at IS NULL) AND conflict_id = coalesce($2, conflict_id) \
-            ORDER BY conflict_id LIMIT $3";
-        let rows = self.rows(LIST, &[&open, &conflict_id, &LISTED_MAX]).await?;
+    /// Conflicts, the newest first.
+    pub async fn conflicts(&self, wanted: &ConflictFilter) -> Result<Vec<ConflictRow>, Problem> {
+        const LIST: &str = "SELECT conflict_id, host_id, hub_edit, operation_id, rule, operations, members::text, \
+                to_char(recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), resolution \
+            FROM p2p_sync.conflicts \
+            WHERE (NOT $1 OR rule = 'both' AND resolved_at IS NULL) AND host_id = coalesce($2, host_id) \
+                AND conflict_id < coalesce($3, 9223372036854775807) AND conflict_id = coalesce($4, conflict_id) \
+            ORDER BY conflict_id DESC LIMIT $5";
+        let limit = wanted
+            .limit
+            .map_or(LISTED_MAX, |limit| i64::from(limit).min(LISTED_MAX));
+        let rows = self
+            .rows(
+                LIST,
+                &[
+                    &wanted.open,
+                    &wanted.host_id,
+                    &wanted.before,
+                    &wanted.conflict_id,
+                    &limit,
+                ],
+            )
+            .await?;
         let of = |row: &tokio_postgres::Row| {
             Ok(ConflictRow {
                 conflict_id: row.get(0),
@@ -164,7 +193,11 @@ impl Store {
 
     /// The conflict with an id; `NOT_FOUND` where there is none.
     pub async fn conflict(&self, conflict_id: i64) -> Result<ConflictRow, Problem> {
-        let found = self.conflicts(false, Some(conflict_id)).await?;
+        let wanted = ConflictFilter {
+            conflict_id: Some(conflict_id),
+            ..ConflictFilter::default()
+        };
+        let found = self.conflicts(&wanted).await?;
         found.into_iter().next().ok_or_else(|| no_conflict(conflict_id))
     }
 

@@ -1,7 +1,5 @@
 //! What came under a tenure that had passed: apart from the state until the operator decides.
 
-use std::time::SystemTime;
-
 use p2p_sync_proto::{Code, Problem};
 use uuid::Uuid;
 
@@ -30,23 +28,43 @@ pub struct LimboRow {
     pub deleted: bool,
     /// JSON text; of a group an array of its members.
     pub payload: Option<String>,
-    /// Postgres' clock when it came.
-    pub received_at: SystemTime,
+    /// Postgres' clock when it came, RFC 3339.
+    pub received_at: String,
+}
+
+/// Which rows of limbo are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimboFilter<'a> {
+    /// That write this map.
+    pub map: Option<&'a str>,
+    /// Of this host.
+    pub host_id: Option<Uuid>,
+    /// Behind the row of this number.
+    pub after: i64,
+    /// At most so many, and 1000.
+    pub limit: Option<u32>,
 }
 
 impl Store {
-    /// What lies in limbo, of one map or of all, the oldest first; at most 1000.
-    pub async fn limbo(&self, map: Option<&str>) -> Result<Vec<LimboRow>, Problem> {
-        const LIST: &str = "SELECT limbo_id, host_id, tenure, operation_id, paths, deleted, payload::text, received_at \
+    /// What lies in limbo, the oldest first.
+    pub async fn limbo(&self, wanted: &LimboFilter<'_>) -> Result<Vec<LimboRow>, Problem> {
+        const LIST: &str = "SELECT limbo_id, host_id, tenure, operation_id, paths, deleted, payload::text, \
+                to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
             FROM (SELECT *, CASE WHEN path <> '' THEN path ELSE \
                     (SELECT string_agg(e ->> 'path', ' ' ORDER BY n) \
                         FROM jsonb_array_elements(payload) WITH ORDINALITY AS m(e, n)) END AS paths \
                 FROM p2p_sync.limbo_operations) AS listed \
-            WHERE $1::text IS NULL OR split_part(path, '/', 1) = $1 \
-                OR path = '' AND EXISTS (SELECT FROM jsonb_array_elements(payload) AS e \
-                    WHERE split_part(e ->> 'path', '/', 1) = $1) \
+            WHERE limbo_id > $3 AND host_id = coalesce($4, host_id) \
+                AND ($1::text IS NULL OR split_part(path, '/', 1) = $1 \
+                    OR path = '' AND EXISTS (SELECT FROM jsonb_array_elements(payload) AS e \
+                        WHERE split_part(e ->> 'path', '/', 1) = $1)) \
             ORDER BY limbo_id LIMIT $2";
-        let rows = self.rows(LIST, &[&map, &LISTED_MAX]).await?;
+        let limit = wanted
+            .limit
+            .map_or(LISTED_MAX, |limit| i64::from(limit).min(LISTED_MAX));
+        let rows = self
+            .rows(LIST, &[&wanted.map, &limit, &wanted.after, &wanted.host_id])
+            .await?;
         let of = |row: &tokio_postgres::Row| LimboRow {
             limbo_id: row.get(0),
             host_id: row.get(1),

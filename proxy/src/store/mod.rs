@@ -31,11 +31,11 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 pub(crate) use call::without_nul;
-pub use edits::{ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
+pub use edits::{ConflictFilter, ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
-pub use limbo::LimboRow;
+pub use limbo::{LimboFilter, LimboRow};
 pub use maintain::Maintained;
 pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;

@@ -15,7 +15,7 @@ use p2p_sync_proto::{
     group::{Glance, check_members, readable},
     ids::read_id,
     json::{self, Facts},
-    limits::{BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
+    limits::{BATCH_INCARNATIONS_MAX, BATCH_OPS_MAX, BATCH_WITHDRAWN_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX},
     path::check_map,
     policy::Owner,
     presence,
@@ -71,7 +71,12 @@ pub async fn validate(rules: &Rules, message: Authenticated<v1::OperationBatch>)
             tokio::task::yield_now().await;
         }
     }
-    (sender, Ok(valid))
+    let positions = valid.refused.iter().filter_map(|refused| refused.position);
+    let positions = valid.ops.iter().map(|op| op.position).chain(positions);
+    match check_incarnations(positions.map(|position| position.incarnation)) {
+        Ok(()) => (sender, Ok(valid)),
+        Err(problem) => (sender, Err(problem)),
+    }
 }
 
 fn check_batch(batch: &v1::OperationBatch, incarnation_max: u64) -> Result<(), Problem> {
@@ -93,8 +98,20 @@ fn check_batch(batch: &v1::OperationBatch, incarnation_max: u64) -> Result<(), P
             "{}:{}-{} withdraws no range of sequences",
             range.incarnation, range.first, range.last
         )),
-        None => Ok(()),
+        None => check_incarnations(batch.withdrawn.iter().map(|range| range.incarnation)),
     }
+}
+
+/// Each is a transaction.
+fn check_incarnations(all: impl Iterator<Item = u64>) -> Result<(), Problem> {
+    let incarnations = all.collect::<HashSet<u64>>().len();
+    if incarnations <= BATCH_INCARNATIONS_MAX {
+        return Ok(());
+    }
+    let sentence = format!(
+        "a message is of at most {BATCH_INCARNATIONS_MAX} incarnations of its outbox, this one of {incarnations}"
+    );
+    Err(Problem::new(Code::BadRequest, sentence))
 }
 
 /// A transaction holds its streams for every row it writes, and a group has many.

@@ -412,6 +412,12 @@ fn a_message_that_is_wrong_as_a_whole_is_not_decided() {
             operations: Vec::new(),
             withdrawn: vec![SequenceRange::default(); BATCH_WITHDRAWN_MAX + 1],
         },
+        v1::OperationBatch {
+            operations: Vec::new(),
+            withdrawn: (0..=BATCH_INCARNATIONS_MAX as u64)
+                .flat_map(|of| range(of, 1, 1).withdrawn)
+                .collect(),
+        },
         range(INCARNATION, 0, 1),
         range(INCARNATION, 2, 1),
         range(INCARNATION, 1, u64::MAX),

@@ -384,11 +384,8 @@ fn each_type_has_its_rule_and_a_group_that_of_its_strictest_member() {
     assert_eq!((amount_at("prontera/NPC_STATE/7"), amount_at(PATH)), (31, 31));
     assert_eq!(trade(), "applied", "it was told of both");
     let open = world.hub.command(&["ops", "conflicts", "--open"]);
-    let id = open
-        .lines()
-        .last()
-        .and_then(|line| line.split(' ').next())
-        .expect("a number");
+    // The newest is listed first.
+    let id = open.split(' ').next().expect("a number");
     let refused = world.hub.fails(&["ops", "conflicts", "resolve", id, "--data", "{}"]);
     assert!(refused.contains("taken whole"), "{refused}");
     world.hub.command(&["ops", "conflicts", "resolve", id, "--take", "hub"]);

@@ -3,8 +3,10 @@
 use futures::future::join_all;
 use p2p_sync_proto::{
     envelope::Lane,
+    keys::Credential,
     v1::{self, BatchReply, OperationBatch, RejectCode, Sealed, pull_reply, pull_request::What},
 };
+use p2p_sync_tests::services::shared_redis_url;
 use uuid::Uuid;
 
 use crate::{
@@ -103,7 +105,8 @@ fn invariant_02_a_message_that_was_recorded_is_told_and_messages_that_overtake_e
 #[test]
 fn invariant_02_what_is_written_to_the_cache_is_written_once() {
     let mut world = World::new();
-    let host = WireHost::new(&world.endpoint(), &world.hub.add_host(1));
+    let credential = world.hub.add_host(1);
+    let host = WireHost::new(&world.endpoint(), &credential);
     let write = |what| host.seal(Lane::Pull, &v1::PullRequest { what: Some(what) });
     let key = || "gate".to_owned();
     let set = |value: &str| {
@@ -147,6 +150,38 @@ fn invariant_02_what_is_written_to_the_cache_is_written_once() {
     world.hub.kill();
     world.hub.start();
     replayed(&world, "to the hub that was started again");
+    // Redis may evict where the last write was, and keep what was written since.
+    let host_id = Credential::parse(&credential).expect("the hub gave it").host_id;
+    let evicted: i64 = run(async {
+        let client = redis::Client::open(shared_redis_url()).expect("well formed");
+        let mut redis = client.get_multiplexed_async_connection().await.expect("it runs");
+        let pattern = format!("*{{{host_id}}}:written");
+        let found: Vec<String> = redis::cmd("KEYS")
+            .arg(pattern)
+            .query_async(&mut redis)
+            .await
+            .expect("answers");
+        redis::cmd("DEL")
+            .arg(found)
+            .query_async(&mut redis)
+            .await
+            .expect("answers")
+    });
+    assert_eq!(evicted, 1);
+    world.hub.kill();
+    world.hub.start();
+    run(async {
+        let channel = host.connect().await;
+        let reply = host.pull(&channel, recorded[1].clone()).await.expect("answered");
+        assert_eq!(reply.code(), RejectCode::None, "nobody can tell");
+        let get = write(What::CacheGet(v1::CacheGet { key: key() }));
+        let reply = host.pull(&channel, get).await.expect("answered");
+        assert_eq!(
+            reply.code(),
+            RejectCode::NotFound,
+            "it goes with what says how new it is"
+        );
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use p2p_sync_proto::{Code, policy::Keep};
 use p2p_sync_proxy::{
     operation::{Committed, ConflictRule, ValidOp},
-    store::{ConflictRow, Take},
+    store::{ConflictFilter, ConflictRow, Take},
     version_vector::{Compared, VersionVector},
 };
 use uuid::Uuid;
@@ -13,6 +13,13 @@ use crate::{
     groups::{apply, group},
 };
 
+const OPEN: ConflictFilter = ConflictFilter {
+    open: true,
+    host_id: None,
+    before: None,
+    conflict_id: None,
+    limit: None,
+};
 const PATH: &str = "prontera/NPC_STATE/1";
 const OTHER: &str = "geffen/NPC_STATE/1";
 
@@ -60,8 +67,10 @@ impl Hub {
         numbers([&self.state(path).await.expect("there").0])[0]
     }
 
+    /// All, the oldest first.
     async fn conflicts(&self) -> Vec<ConflictRow> {
-        self.store.conflicts(false, None).await.expect("serves")
+        let listed = self.store.conflicts(&ConflictFilter::default()).await;
+        listed.expect("serves").into_iter().rev().collect()
     }
 }
 
@@ -179,7 +188,7 @@ async fn by_the_rule_both_the_conflict_is_open_until_it_is_resolved() {
         let edit = hub.edit(PATH, Some(100)).await;
         assert_eq!(told(&hub.apply(host, vec![both(put(PATH, 2))]).await), ["CONFLICT"]);
         assert_eq!(hub.n(PATH).await, 100);
-        let open = hub.store.conflicts(true, None).await.expect("serves");
+        let open = hub.store.conflicts(&OPEN).await.expect("serves");
         assert_eq!((open.len(), open[0].is_open(), sides(&open[0])), (1, true, (100, 2)));
         // The host goes on, which leaves the question open.
         assert_eq!(
@@ -191,13 +200,13 @@ async fn by_the_rule_both_the_conflict_is_open_until_it_is_resolved() {
             .await
             .expect("there");
         assert_eq!(hub.n(PATH).await, expected);
-        assert!(hub.store.conflicts(true, None).await.expect("serves").is_empty());
+        assert!(hub.store.conflicts(&OPEN).await.expect("serves").is_empty());
         // It is an edit: who knows of the one before does not know of this one.
         let unaware = hub.apply(host, vec![both(seen(edit, put(PATH, 4)))]).await;
         assert_eq!(told(&unaware), ["CONFLICT"]);
         assert_eq!(edits(&unaware), [(0, vec![edit + 1])]);
         assert_eq!(hub.n(PATH).await, expected);
-        hub.store.conflicts(true, None).await.expect("serves");
+        hub.store.conflicts(&OPEN).await.expect("serves");
         hub.sql
             .batch_execute("DELETE FROM p2p_sync.conflicts")
             .await
@@ -346,7 +355,7 @@ async fn invariant_12_conflicts_are_kept_as_long_as_the_log_but_for_open_ones() 
     let age = "UPDATE p2p_sync.conflicts SET last_at = now() - interval '31 days'";
     hub.sql.batch_execute(age).await.expect("ages");
     assert_eq!(hub.store.maintain().await.expect("serves").conflicts_purged, 1);
-    let open = hub.store.conflicts(true, None).await.expect("serves");
+    let open = hub.store.conflicts(&OPEN).await.expect("serves");
     assert_eq!(open.len(), 1);
     hub.store
         .resolve_conflict(open[0].conflict_id, Take::Host)
@@ -472,7 +481,13 @@ async fn edits_and_writes_of_many_at_once_wait_for_one_another_and_never_in_a_ci
                     .edit(&path, Keep::Latest, Some("{\"n\": 5}"), None)
                     .await
                     .expect("serves");
-                for row in store.conflicts(false, None).await.expect("serves").iter().take(2) {
+                for row in store
+                    .conflicts(&ConflictFilter::default())
+                    .await
+                    .expect("serves")
+                    .iter()
+                    .take(2)
+                {
                     let take = if writer < 2 { Take::Hub } else { Take::Host };
                     store.resolve_conflict(row.conflict_id, take).await.expect("there");
                 }

@@ -1,7 +1,10 @@
 //! What lies in limbo is the operator's to merge or to discard.
 
 use p2p_sync_proto::Code;
-use p2p_sync_proxy::operation::{Outcome, ValidOp};
+use p2p_sync_proxy::{
+    operation::{Outcome, ValidOp},
+    store::LimboFilter,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -40,7 +43,7 @@ async fn late() -> (Hub, Uuid, Uuid) {
 #[tokio::test]
 async fn what_is_merged_is_an_edit_of_the_operators_in_the_order_of_its_streams() {
     let (hub, old, new) = late().await;
-    let rows = hub.store.limbo(None).await.expect("serves");
+    let rows = hub.store.limbo(&LimboFilter::default()).await.expect("serves");
     assert_eq!(
         rows.iter().map(|row| row.paths.as_str()).collect::<Vec<_>>(),
         [
@@ -49,8 +52,24 @@ async fn what_is_merged_is_an_edit_of_the_operators_in_the_order_of_its_streams(
             "prontera/NPC_STATE/3 geffen",
         ]
     );
-    let of_geffen = hub.store.limbo(Some("geffen")).await.expect("serves");
-    assert_eq!(of_geffen.len(), 1);
+    let listed = async |wanted: LimboFilter<'_>| hub.store.limbo(&wanted).await.expect("serves");
+    let of_geffen = LimboFilter {
+        map: Some("geffen"),
+        ..LimboFilter::default()
+    };
+    assert_eq!(listed(of_geffen).await, rows[1..2]);
+    let the_next = LimboFilter {
+        host_id: Some(old),
+        after: rows[0].limbo_id,
+        limit: Some(1),
+        ..LimboFilter::default()
+    };
+    assert_eq!(listed(the_next).await, rows[1..2]);
+    let of_another = LimboFilter {
+        host_id: Some(new),
+        ..LimboFilter::default()
+    };
+    assert!(listed(of_another).await.is_empty());
     let head = hub
         .count("SELECT head FROM p2p_sync.map_states WHERE stream = 'prontera'")
         .await;
@@ -87,13 +106,13 @@ async fn what_is_merged_is_an_edit_of_the_operators_in_the_order_of_its_streams(
         ..under(2, "prontera/NPC_STATE/1", 3)
     };
     assert_eq!(told(&hub.apply(new, vec![seen]).await), ["applied"]);
-    assert_eq!(hub.store.limbo(None).await.expect("serves").len(), 1);
+    assert_eq!(hub.store.limbo(&LimboFilter::default()).await.expect("serves").len(), 1);
 }
 
 #[tokio::test]
 async fn invariant_07_what_is_discarded_changes_nothing_and_stays_among_the_dead_letters() {
     let (hub, old, _) = late().await;
-    let rows = hub.store.limbo(None).await.expect("serves");
+    let rows = hub.store.limbo(&LimboFilter::default()).await.expect("serves");
     for row in &rows {
         hub.store.discard_limbo(row.limbo_id).await.expect("there");
         assert_eq!(

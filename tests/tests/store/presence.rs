@@ -3,7 +3,7 @@
 use p2p_sync_proto::{Code, v1::SyncDataType};
 use p2p_sync_proxy::{
     operation::{Outcome, ValidOp},
-    store::{HostStatus, Store},
+    store::{HostStatus, LimboFilter, Store},
 };
 use uuid::Uuid;
 
@@ -576,7 +576,7 @@ async fn what_is_merged_of_a_player_is_newer_than_what_its_host_wrote() {
             .await,
         ["limbo"; 2]
     );
-    for row in hub.store.limbo(None).await.expect("serves") {
+    for row in hub.store.limbo(&LimboFilter::default()).await.expect("serves") {
         assert_eq!(row.tenure, 0);
         hub.store.merge_limbo(row.limbo_id).await.expect("there");
     }
@@ -597,7 +597,7 @@ async fn a_coming_that_is_merged_moves_nobody_and_what_comes_after_it_is_no_conf
     hub.store.grant_map("payon", b, true).await.expect("forced");
     assert_eq!(hub.say(a, vec![enter("payon", 1)]).await, ["limbo"]);
     assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["applied"]);
-    let limbo = hub.store.limbo(None).await.expect("serves");
+    let limbo = hub.store.limbo(&LimboFilter::default()).await.expect("serves");
     hub.store.merge_limbo(limbo[0].limbo_id).await.expect("there");
     let stays = "SELECT count(*) FROM p2p_sync.presence WHERE map = 'geffen' AND left_at IS NULL";
     assert_eq!(hub.count(stays).await, 1);
