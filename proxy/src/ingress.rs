@@ -314,6 +314,7 @@ impl v1::enrol_server::Enrol for Ingress {
         };
         let opened = self.hub.opener.open_token(request.get_ref());
         let (holder, request) = opened.map_err(not_opened)?;
+        incoming.as_deref().inspect(|incoming| incoming.arrived());
         let enrolled = enrol(&self.hub, &holder, &request).await;
         // Whoever ever had a token has one that opens: where it enrols nobody, it says no more of its sender than none.
         match (&enrolled, &incoming) {

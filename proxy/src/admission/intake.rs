@@ -178,14 +178,19 @@ impl Incoming {
         request.extensions().get::<Arc<Self>>().cloned()
     }
 
-    /// Its message opened: from here on its host answers for it.
-    pub fn opened(&self) {
+    /// Its message is whole, and who sent it is being looked at; [`Self::opened`] or [`Self::not_opened`] comes later.
+    pub fn arrived(&self) {
         {
             let mut state = self.state();
             (state.waits_since, state.bytes, state.known) = (None, 0, true);
         }
         self.request.clear();
         self.long.clear();
+    }
+
+    /// Its message opened: from here on its host answers for it.
+    pub fn opened(&self) {
+        self.arrived();
         if let Some(peer) = &self.peer {
             peer.opened();
         }
@@ -193,9 +198,7 @@ impl Incoming {
 
     /// Its message did not open.
     pub fn not_opened(&self) {
-        self.state().known = true;
-        self.request.clear();
-        self.long.clear();
+        self.arrived();
         if let Some(peer) = &self.peer {
             peer.unopened();
         }

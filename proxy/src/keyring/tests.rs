@@ -51,7 +51,7 @@ fn a_file_that_others_may_read_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keyring");
     add_key(&file).expect("made");
-    for mode in [0o640, 0o604, 0o620] {
+    for mode in [0o604, 0o620, 0o660] {
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("set");
         assert_eq!(Keyring::read(&file).expect_err("loose").code, Code::LooseFileMode);
     }

@@ -3,12 +3,13 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use prost::bytes::Bytes;
 use tokio::{net::TcpSocket, task::JoinSet, time::sleep};
 
 use crate::raw_peer::{RawPeer, framed_bytes};
@@ -95,13 +96,14 @@ async fn silent(hub: SocketAddr, from: Ipv4Addr) -> std::io::Result<()> {
 
 /// Opens some streams, sends so many bytes of a message on each and waits.
 async fn hang(hub: SocketAddr, from: Ipv4Addr, streams: usize, bytes: usize) -> std::io::Result<()> {
+    // Made once: what it costs to make is not the hub's.
+    static MESSAGE: LazyLock<Bytes> = LazyLock::new(|| framed_bytes(&[0; HALF_BYTES]));
     let mut peer = RawPeer::connect(hub, from, 65_535).await?;
     let mut calls = Vec::new();
     for _ in 0..streams {
         let called = peer.call("/p2p_sync.v1.Bulk/Stream").await;
         let mut call = called.map_err(std::io::Error::other)?;
-        let message = framed_bytes(&vec![0; HALF_BYTES]);
-        let sent = call.body.send_data(message.slice(..bytes.min(HALF_BYTES)), false);
+        let sent = call.body.send_data(MESSAGE.slice(..bytes.min(HALF_BYTES)), false);
         sent.map_err(std::io::Error::other)?;
         calls.push(call);
     }

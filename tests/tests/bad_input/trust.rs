@@ -213,6 +213,37 @@ async fn a_host_that_forges_is_refused_found_and_locked_and_its_outbox_waits_unt
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn invariant_04_what_waited_for_its_turn_is_not_written_for_a_host_that_was_locked_meanwhile() {
+    let world = World::new(&[]).await;
+    let (forger, host_id, _) = world.forger().await;
+    let (batches, _answers) = forger.stream().await;
+    // The first message stands in Postgres, the second behind it in the hub.
+    let hold = "BEGIN; LOCK TABLE p2p_sync.map_states IN ACCESS EXCLUSIVE MODE";
+    world.sql.batch_execute(hold).await.expect("locks");
+    for sequence in [1, 2] {
+        let batch = forger.batch(encoded([good(sequence)]));
+        batches.send(batch).await.expect("open");
+    }
+    let waits = async || {
+        let waiting =
+            "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND $1::uuid IS NOT NULL";
+        world.text(waiting, host_id).await == "1"
+    };
+    wait_until(TAKES_HOLD, "the first message waits", waits).await;
+    world.hub.command(&["hosts", "lock", &host_id.to_string()]);
+    tokio::time::sleep(TAKES_HOLD).await;
+    world.sql.batch_execute("COMMIT").await.expect("lets go");
+    let settled = async || {
+        let settled = "SELECT settled::text FROM p2p_sync.settled_sequences WHERE host_id = $1";
+        let row = world.sql.query_opt(settled, &[&host_id]).await.expect("valid SQL");
+        row.map_or_else(String::new, |row| row.get(0))
+    };
+    wait_until(TAKES_HOLD, "the first is written", async || !settled().await.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(settled().await, "{[1,2)}", "the second is not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lock_and_a_revocation_take_hold_on_open_streams_and_a_revoked_host_is_not_unlocked() {
     let world = World::new(&[]).await;
     for command in ["lock", "revoke"] {

@@ -30,7 +30,8 @@ fn invite(world: &World, more: &[&str]) -> Token {
 
 #[test]
 fn a_thousand_machines_with_one_token_at_once_are_one_host() {
-    let world = World::new();
+    // As through an edge: from one address so many would be told to go.
+    let world = World::with(&[("max_connections_per_address", "0".to_owned())]);
     let token = invite(&world, &["--maps", "prontera,geffen", "--name", "a volunteer"]);
     // Whoever has come as far as to write waits for this: so they meet, on a machine of any speed.
     let gate = world.client();
@@ -101,6 +102,25 @@ fn a_thousand_machines_with_one_token_at_once_are_one_host() {
         );
     });
     assert_eq!(world.count("SELECT count(*) FROM p2p_sync.hosts"), 1);
+}
+
+#[test]
+fn invariant_10_whoever_repeats_a_token_that_enrols_nobody_is_cut() {
+    let world = World::new();
+    let token = invite(&world, &[]);
+    world.hub.command(&["hosts", "uninvite", "1"]);
+    run(async {
+        let channel = connect(&world.endpoint()).await;
+        let identity = Identity::generate();
+        for _ in 0..1000 {
+            let Err(status) = exchange(&channel, &token, &identity).await else {
+                continue;
+            };
+            assert_eq!(status.code(), tonic::Code::Unknown, "the connection ended: {status}");
+            return;
+        }
+        panic!("it goes on as it likes");
+    });
 }
 
 #[test]
