@@ -59,8 +59,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Streams that a connection may open and reset without having been served, before it is cut.
 const RESET_STREAMS_MAX: usize = 64;
-/// What a peer may send ahead of what is read. A batch over a line of 100 ms comes at 2.5 MB a second at most.
-const WINDOW_BYTES: u32 = 256 * 1024;
+/// What a peer may send ahead of what is read. Over a line of 100 ms a connection brings 1.25 MB a second at most, compressed.
+const WINDOW_BYTES: u32 = 128 * 1024;
 
 /// A proxy that holds its port, its database and its keys, and has yet to serve.
 #[derive(Debug)]
