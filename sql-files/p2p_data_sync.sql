@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hub (
 COMMENT ON COLUMN p2p_sync.hub.timeline IS
     'Raise it after restoring a backup or failing over to a replica that may lack commits: hosts and subscribers resync';
 COMMENT ON COLUMN p2p_sync.hub.alive_at IS
-    'When a proxy last noted that the hub serves: the time it was away does not count towards the end of a lease';
+    'When a proxy last noted that the hub serves: the time it was away does not count towards the end of a lease. Whether '
+    'another''s lease has run out is asked of this time and not of the clock, which runs on while the hub is away';
 COMMENT ON COLUMN p2p_sync.hub.edits IS
     'Counts the operator''s edits, and numbers them: no number comes twice, whatever becomes of the path. Running proxies '
     'look at it to see that their caches are behind';
@@ -114,7 +115,7 @@ COMMENT ON TABLE p2p_sync.host_assignments IS
 COMMENT ON COLUMN p2p_sync.host_assignments.host_id IS 'NULL: nobody holds it';
 COMMENT ON COLUMN p2p_sync.host_assignments.tenure IS 'Of the last holder; grows each time the map changes hands';
 COMMENT ON COLUMN p2p_sync.host_assignments.expires_at IS
-    'From then on another host may be given the map. Until one is, the holder goes on writing and may renew';
+    'From then on, by hub.alive_at, another host may be given the map. Until one is, the holder goes on writing and may renew';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.map_tenures (
     map         text COLLATE "C" NOT NULL,
@@ -464,7 +465,8 @@ CREATE OR REPLACE FUNCTION p2p_sync.lock_stream(p_stream text) RETURNS void LANG
 $$;
 
 -- Gives a host the lease of a map: the next tenure, or more time where it is the holder. `granted` is false, and nothing
--- changes, where the host is unknown or not active (`holder` is NULL), or another one's lease runs and `p_force` is false.
+-- changes, where the host is unknown or not active (`holder` is NULL), or another one's lease runs, or ran at the hub's last
+-- note that it serves, and `p_force` is false.
 -- Locks are taken in the order hosts, streams, assignments: hosts first as `hello` does, which goes on to what applying
 -- locks before the streams.
 CREATE OR REPLACE FUNCTION p2p_sync.grant_map(
@@ -480,7 +482,8 @@ BEGIN
     PERFORM p2p_sync.lock_stream(p_map);
     SELECT a.host_id, a.tenure, a.expires_at INTO holder, holder_tenure, holder_until
         FROM p2p_sync.host_assignments AS a WHERE a.map = p_map FOR UPDATE;
-    IF holder <> p_host AND holder_until > clock_timestamp() AND NOT p_force THEN
+    -- Read with the row locked: a note that moves this time has made the lease longer before.
+    IF holder <> p_host AND holder_until > (SELECT alive_at FROM p2p_sync.hub) AND NOT p_force THEN
         RETURN;
     END IF;
     granted := true;
@@ -663,8 +666,9 @@ BEGIN
 END $$;
 
 -- Notes that the hub serves. Where that was not noted for longer than `p_gap`, the hub was away, and leases that ran when
--- it went are longer by that time; how long it was is given.
-CREATE OR REPLACE FUNCTION p2p_sync.note_alive(p_gap interval) RETURNS interval LANGUAGE plpgsql AS $$
+-- it went are longer by that time; how long it was is given. None runs longer than `p_lease` from now for it: one that was
+-- renewed since the hub came back has its time already.
+CREATE OR REPLACE FUNCTION p2p_sync.note_alive(p_gap interval, p_lease interval) RETURNS interval LANGUAGE plpgsql AS $$
 DECLARE
     v_alive_at timestamptz;
     v_away interval;
@@ -673,7 +677,8 @@ BEGIN
     v_away := greatest(clock_timestamp() - v_alive_at, interval '0');
     IF v_away > p_gap THEN
         PERFORM FROM p2p_sync.host_assignments WHERE host_id IS NOT NULL ORDER BY map FOR UPDATE;
-        UPDATE p2p_sync.host_assignments SET expires_at = expires_at + v_away
+        UPDATE p2p_sync.host_assignments
+            SET expires_at = greatest(expires_at, least(expires_at + v_away, clock_timestamp() + p_lease))
             WHERE host_id IS NOT NULL AND expires_at > v_alive_at;
     END IF;
     UPDATE p2p_sync.hub SET alive_at = clock_timestamp();
@@ -766,8 +771,8 @@ BEGIN
     -- An account is in the game with one character at a time.
     SELECT coalesce(max(there.tenure), 0), coalesce(bool_or(there.promised_to = p_host), false),
             coalesce(bool_or(there.is_elsewhere), false),
-            coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id AND a.expires_at > clock_timestamp()
-                AND h.status = 'active'), false)
+            coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id
+                AND a.expires_at > (SELECT alive_at FROM p2p_sync.hub) AND h.status = 'active'), false)
         INTO v_greatest, v_is_promised, v_is_elsewhere, v_is_held
         FROM (SELECT *, host_id <> p_host AND left_at IS NULL AS is_elsewhere FROM p2p_sync.presence
             WHERE char_id = p_char OR account_id = nullif(v_account, 0)) AS there

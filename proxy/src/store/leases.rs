@@ -73,7 +73,7 @@ impl Store {
     /// `NOT_LEASE_HOLDER` while another host's lease runs.
     pub async fn grant_map(&self, map: &str, host_id: Uuid, force: bool) -> Result<u64, Problem> {
         const GRANT: &str = "SELECT granted, holder, holder_tenure, \
-            extract(epoch FROM holder_until - clock_timestamp())::float8 \
+            greatest(extract(epoch FROM holder_until - clock_timestamp()), 0)::float8 \
             FROM p2p_sync.grant_map($1, $2, make_interval(secs => $3), $4)";
         // A lease that ran when the hub went away runs still.
         self.note_alive().await?;
@@ -168,7 +168,7 @@ impl Store {
     }
 
     /// Notes that the hub serves, every few seconds. Leases that ran when it was noted last are made longer by the time that
-    /// the hub was away since, if it was, which is given.
+    /// the hub was away since, if it was, which is given; none runs longer than [`Leases::length`] from now for it.
     pub async fn note_alive(&self) -> Result<Option<Duration>, Problem> {
         self.note(ALIVE_GAP).await
     }
@@ -180,9 +180,11 @@ impl Store {
     }
 
     async fn note(&self, gap: Duration) -> Result<Option<Duration>, Problem> {
-        const NOTE: &str = "SELECT extract(epoch FROM p2p_sync.note_alive(make_interval(secs => $1)))::float8";
+        const NOTE: &str = "SELECT extract(epoch FROM \
+            p2p_sync.note_alive(make_interval(secs => $1), make_interval(secs => $2)))::float8";
+        let (gap_s, lease_s) = (gap.as_secs_f64(), self.inner.leases.length.as_secs_f64());
         // Not made durable in the embedded engine: a note that is lost makes leases longer, never shorter.
-        let rows = self.own_rows(NOTE, &[&gap.as_secs_f64()]).await?;
+        let rows = self.own_rows(NOTE, &[&gap_s, &lease_s]).await?;
         let away = rows.first().map_or(0.0, |row| row.get(0));
         let away = Duration::try_from_secs_f64(away).unwrap_or_default();
         Ok((away > gap).then_some(away))

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     fixture::{Hub, config, message, numbers, put, told},
     groups::{apply, group},
+    presence::moved,
 };
 
 const PATH: &str = "prontera/NPC_STATE/1";
@@ -291,6 +292,57 @@ async fn the_time_that_the_hub_was_away_does_not_count_towards_the_end_of_a_leas
     assert_eq!(hub.store.note_alive().await, Ok(None));
     let later = hub.store.assignments(Some("prontera")).await.expect("serves")[0].expires_in;
     assert!(later <= left);
+}
+
+/// What the database finds when it comes back before any proxy has noted that: a lease that ran when it went, an hour ago.
+async fn back_after_an_hour(hub: &Hub) {
+    let away = "UPDATE p2p_sync.hub SET alive_at = now() - interval '1 h'; \
+        UPDATE p2p_sync.host_assignments SET expires_at = now() - interval '1 h' + interval '20 s'";
+    hub.sql.batch_execute(away).await.expect("updates");
+}
+
+#[tokio::test]
+async fn invariant_04_after_an_outage_no_map_and_no_player_is_taken_before_it_is_noted_that_the_hub_was_away() {
+    const GRANT: &str = "SELECT granted FROM p2p_sync.grant_map('prontera', $1, '1 min', false)";
+    let hub = Hub::governed().await;
+    let (a, b) = (hub.host().await, hub.host().await);
+    hub.grant("prontera", a).await;
+    hub.grant("geffen", b).await;
+    let enters = |map| moved("enter", 7, map, 1, None);
+    assert_eq!(told(&hub.apply(a, vec![enters("prontera")]).await), ["applied"]);
+    back_after_an_hour(&hub).await;
+    let granted = async || -> bool { hub.sql.query_one(GRANT, &[&b]).await.expect("valid SQL").get(0) };
+    assert!(!granted().await, "the map is its holder's");
+    let enrolled = "INSERT INTO p2p_sync.invitations (token_hash, key_id, account_id, name, maps, expires_at) \
+        VALUES (sha256('x'), 'k1', 7, 'a host', '{prontera}', now() + interval '1 h'); \
+        SELECT p2p_sync.enrol(sha256('x'), sha256('y'), gen_random_uuid(), 'k1', '1 min')";
+    hub.sql.batch_execute(enrolled).await.expect("enrols");
+    let kept = "SELECT count(*) FROM p2p_sync.host_assignments WHERE map = 'prontera' AND tenure = 1";
+    assert_eq!(hub.count(kept).await, 1, "nor does it go to who comes anew");
+    assert_eq!(told(&hub.apply(b, vec![enters("geffen")]).await), ["not yet"]);
+    hub.store.note_alive().await.expect("serves");
+    assert!(!granted().await, "nor after it");
+    assert_eq!(told(&hub.apply(b, vec![enters("geffen")]).await), ["not yet"]);
+    // The same hour with the hub serving: the lease has run out.
+    hub.sql
+        .batch_execute("UPDATE p2p_sync.host_assignments SET expires_at = now() - interval '1 h' WHERE map = 'prontera'")
+        .await
+        .expect("updates");
+    assert_eq!(told(&hub.apply(b, vec![enters("geffen")]).await), ["applied"]);
+    assert!(granted().await);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_renewed_before_the_outage_is_noted_runs_no_longer_for_it() {
+    let hub = Hub::governed().await;
+    let a = hub.host().await;
+    hub.grant("prontera", a).await;
+    back_after_an_hour(&hub).await;
+    hub.store.renew_leases(a, 1, 1).await.expect("serves");
+    let away = hub.store.note_alive().await.expect("serves");
+    assert!(away.is_some_and(|away| away >= Duration::from_mins(59)), "{away:?}");
+    let left = hub.store.assignments(Some("prontera")).await.expect("serves")[0].expires_in;
+    assert!((50..=60).contains(&left.as_secs()), "{left:?}");
 }
 
 #[tokio::test]

@@ -383,7 +383,9 @@ async fn invariant_04_a_player_of_a_host_whose_lease_is_gone_is_taken_over_and_w
             "released" => drop(hub.store.release_map("prontera").await.expect("serves")),
             "run out" => hub
                 .sql
-                .batch_execute("UPDATE p2p_sync.host_assignments SET expires_at = now() WHERE map = 'prontera'")
+                .batch_execute(
+                    "UPDATE p2p_sync.host_assignments SET expires_at = alive_at FROM p2p_sync.hub WHERE map = 'prontera'",
+                )
                 .await
                 .expect("updates"),
             "locked" => drop(hub.store.set_host_status(a, HostStatus::Locked).await.expect("serves")),
