@@ -725,6 +725,22 @@ BEGIN
     END IF;
 END $$;
 
+-- Who has a player that a host is to get, and every character of its account with it, for an account is in the game with one
+-- at a time: the greatest tenure of these, whether the host has a ticket for one, whether another host has one, and whether
+-- that one keeps it, for its lease of the map runs.
+CREATE OR REPLACE FUNCTION p2p_sync.who_has(p_host uuid, p_char bigint, p_account bigint)
+RETURNS TABLE (greatest_tenure bigint, is_promised boolean, is_elsewhere boolean, is_held boolean)
+LANGUAGE sql STABLE ROWS 1 AS $$
+    SELECT coalesce(max(there.tenure), 0), coalesce(bool_or(there.promised_to = p_host), false),
+            coalesce(bool_or(there.is_elsewhere), false),
+            coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id
+                AND a.expires_at > (SELECT alive_at FROM p2p_sync.hub) AND h.status = 'active'), false)
+        FROM (SELECT *, host_id <> p_host AND left_at IS NULL AS is_elsewhere FROM p2p_sync.presence
+            WHERE char_id = p_char OR account_id = nullif(p_account, 0)) AS there
+        LEFT JOIN p2p_sync.host_assignments AS a ON a.map = there.map
+        LEFT JOIN p2p_sync.hosts AS h ON h.host_id = there.host_id;
+$$;
+
 -- Moves a character onto a map of a host, by one of its operations. `verdict`: 0 it is there; 1 too early, for another host
 -- has the player; 2 to limbo, for the map's lease has passed on; 3 refused, for the host never held that; 4 refused, for the
 -- character is of another account; 5 refused, for the account has 32 others. A host that has it already keeps its tenure; otherwise the next one begins, which is
@@ -768,16 +784,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- An account is in the game with one character at a time.
-    SELECT coalesce(max(there.tenure), 0), coalesce(bool_or(there.promised_to = p_host), false),
-            coalesce(bool_or(there.is_elsewhere), false),
-            coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id
-                AND a.expires_at > (SELECT alive_at FROM p2p_sync.hub) AND h.status = 'active'), false)
-        INTO v_greatest, v_is_promised, v_is_elsewhere, v_is_held
-        FROM (SELECT *, host_id <> p_host AND left_at IS NULL AS is_elsewhere FROM p2p_sync.presence
-            WHERE char_id = p_char OR account_id = nullif(v_account, 0)) AS there
-        LEFT JOIN p2p_sync.host_assignments AS a ON a.map = there.map
-        LEFT JOIN p2p_sync.hosts AS h ON h.host_id = there.host_id;
+    SELECT * INTO v_greatest, v_is_promised, v_is_elsewhere, v_is_held FROM p2p_sync.who_has(p_host, p_char, v_account);
     IF v_is_held AND NOT v_is_promised THEN
         verdict := 1;
         RETURN;
@@ -954,17 +961,17 @@ $$;
 
 -- Gives back the numbers of streams to which nothing of `p_left` is written, and the rows of streams that were made for them:
 -- what a host has no right to write leaves no trace among what it would write to. Called by apply_batch, which has locked
--- the streams, so that nobody was given numbers since.
+-- the streams whose count is not 0, so that nobody was given numbers since.
 CREATE OR REPLACE FUNCTION p2p_sync.give_back(
     p_streams text[], p_stream_counts bigint[], p_stream_of integer[], p_sequences bigint[], p_left int8multirange
 ) RETURNS void LANGUAGE sql AS $$
     UPDATE p2p_sync.map_states AS m SET head = m.head - s.count
         FROM unnest(p_streams, p_stream_counts) WITH ORDINALITY AS s(stream, count, place)
-        WHERE m.stream = s.stream AND NOT EXISTS (
+        WHERE m.stream = s.stream AND s.count > 0 AND NOT EXISTS (
             SELECT FROM unnest(p_sequences, p_stream_of) AS o(sequence, stream_of)
                 WHERE o.stream_of = s.place AND p_left @> o.sequence);
-    DELETE FROM p2p_sync.map_states AS m
-        WHERE m.stream = ANY (p_streams) AND m.head = 0
+    DELETE FROM p2p_sync.map_states AS m USING unnest(p_streams, p_stream_counts) AS s(stream, count)
+        WHERE m.stream = s.stream AND s.count > 0 AND m.head = 0
             AND NOT EXISTS (SELECT FROM p2p_sync.host_assignments AS a WHERE a.map = m.stream);
 $$;
 
@@ -1003,13 +1010,67 @@ BEGIN
         FROM judged;
 END $$;
 
+-- Finds, of the operations in `p_new`, comings of players whom another host keeps. No lock is held, so that who asks for such a
+-- player again and again holds nobody up: what has changed meanwhile the next try finds. What is not to wait but to be
+-- refused, or for limbo, is left to enter_player.
+CREATE OR REPLACE FUNCTION p2p_sync.find_early(
+    p_host uuid, p_new int8multirange, p_sequences bigint[], p_paths text[], p_data_types smallint[], p_account_ids bigint[],
+    p_maps text[], p_payloads jsonb[]
+) RETURNS bigint[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT array_agg(o.sequence)
+        FROM (SELECT given.*, CASE WHEN data_type = 12 AND path LIKE '@char/%' THEN split_part(path, '/', 2)::bigint END AS char_id
+            FROM unnest(p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads)
+                AS given(sequence, path, data_type, account_id, map, payload)
+            WHERE p_new @> sequence) AS o
+        LEFT JOIN p2p_sync.presence AS p ON p.char_id = o.char_id
+        CROSS JOIN LATERAL (SELECT coalesce(nullif(o.account_id, 0), p.account_id, 0) AS id) AS account
+        CROSS JOIN LATERAL p2p_sync.who_has(p_host, o.char_id, account.id) AS has
+        WHERE o.char_id IS NOT NULL AND o.payload ->> 'event' IS DISTINCT FROM 'leave'
+            AND has.is_held AND NOT has.is_promised
+            AND EXISTS (SELECT FROM p2p_sync.host_assignments AS a WHERE a.map = o.map AND a.host_id = p_host)
+            AND coalesce(p.account_id, 0) IN (0, account.id)
+            AND (account.id = 0 OR p.account_id = account.id
+                OR (SELECT count(*) FROM (SELECT FROM p2p_sync.presence WHERE account_id = account.id LIMIT 32) AS others) < 32));
+END $$;
+
+-- Leaves the operations in `p_early` unsettled, and with them all of `p_new` that follows one: `held` are these, `remaining` is
+-- the rest. Called by apply_batch, which has settled all of `p_new`.
+CREATE OR REPLACE FUNCTION p2p_sync.hold_back(
+    p_host uuid, p_incarnation bigint, p_new int8multirange, p_early bigint[],
+    p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
+    OUT held bigint[], OUT remaining int8multirange
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_operation record;
+    v_held int8multirange := '{}';
+BEGIN
+    FOR v_operation IN
+        SELECT e.sequence, NULL::bigint AS predecessor FROM unnest(p_early) AS e(sequence)
+        UNION ALL
+        SELECT f.sequence, f.predecessor
+            FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors)
+                AS f(sequence, predecessor_incarnation, predecessor)
+            WHERE f.predecessor_incarnation = p_incarnation AND p_new @> f.sequence
+        ORDER BY sequence
+    LOOP
+        CONTINUE WHEN NOT v_held @> v_operation.predecessor OR v_held @> v_operation.sequence;
+        v_held := v_held + int8multirange(int8range(v_operation.sequence, v_operation.sequence, '[]'));
+        held := held || v_operation.sequence;
+    END LOOP;
+    UPDATE p2p_sync.settled_sequences AS s SET settled = s.settled - v_held
+        WHERE s.host_id = p_host AND s.incarnation = p_incarnation;
+    remaining := p_new - v_held;
+END $$;
+
 -- Moves players by the presence operations in `p_new`, in their order. `early` are those that have to be sent again, for
--- another host has the player, and what follows one of them; the rest of the answer is as of judge_maps.
+-- another host has the player, and what follows one of them; where they may not wait (`p_may_wait`), those of which another
+-- host has the player go to limbo. The rest of the answer is as of judge_maps.
 CREATE OR REPLACE FUNCTION p2p_sync.move_players(
     p_host uuid, p_incarnation bigint, p_new int8multirange,
     p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
     p_sequences bigint[], p_paths text[], p_data_types smallint[], p_account_ids bigint[], p_maps text[], p_payloads jsonb[],
-    p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer, p_gaps_max integer,
+    p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer, p_may_wait boolean,
     OUT early bigint[], OUT sequences bigint[], OUT codes integer[], OUT reasons text[], OUT limbo boolean[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -1035,10 +1096,7 @@ BEGIN
         ELSE
             v_verdict := p2p_sync.enter_player(p_host, p_incarnation, v_moved.sequence, v_moved.char_id, v_moved.account_id,
                 v_moved.map);
-            -- What waits keeps gaps open, and too many of them would stop all that the host sends: then it waits in limbo.
-            IF v_verdict = 1 AND (SELECT count(*) > p_gaps_max / 2 FROM p2p_sync.settled_sequences AS s, unnest(s.settled)
-                WHERE s.host_id = p_host AND s.incarnation = p_incarnation)
-            THEN
+            IF v_verdict = 1 AND NOT p_may_wait THEN
                 INSERT INTO p2p_sync.player_tenures
                         (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
                     SELECT v_moved.char_id, coalesce(nullif(v_moved.account_id, 0), max(account_id), 0), 0, p_host, p_incarnation,
@@ -1289,8 +1347,9 @@ END $$;
 --   p_conflict_rules             per operation: the rule of settle_conflicts
 --
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
--- is refused; and last, for then other hosts' messages about the same maps have to wait: lock the streams, take their
--- numbers, move players, set apart what their host may not write, compare with the states and write them and the log.
+-- is refused; hold back players whom another host keeps; and last, for then other hosts' messages about the same maps have to
+-- wait: lock the streams, take their numbers, move players, set apart what their host may not write, compare with the states
+-- and write them and the log.
 --
 -- The result: `closed` (nothing was done), `waiting` (not settled, to be sent again), `refused_before` (was to be refused,
 -- but an earlier call had settled it), `told_*` (what this call or an earlier one rejected, or put into limbo, with the
@@ -1328,6 +1387,9 @@ DECLARE
     v_settled_conflicts record;
     v_tenures bigint[];
     v_player_stream integer;
+    v_may_wait boolean;
+    v_early bigint[];
+    v_held record;
     v_player_tenures bigint[] := '{}';
     v_found record;
     v_found_sequences bigint[] := '{}';
@@ -1435,15 +1497,41 @@ BEGIN
         RETURN;
     END IF;
 
+    IF p_leases_required AND 12 = ANY (p_data_types) THEN
+        -- What waits keeps gaps open, and too many of them would stop all that the host sends: then it waits in limbo.
+        v_may_wait := (SELECT count(*) FROM unnest(v_after)) <= p_gaps_max / 2;
+        IF v_may_wait THEN
+            v_early := p2p_sync.find_early(p_host, v_new, p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads);
+            IF cardinality(v_early) > 0 THEN
+                SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new, v_early, p_followers,
+                    p_predecessor_incarnations, p_predecessors);
+                waiting := waiting || v_held.held;
+                v_new := v_held.remaining;
+                IF isempty(v_new) THEN
+                    RETURN;
+                END IF;
+            END IF;
+        END IF;
+    END IF;
+
+    -- Streams to which nothing is written are not locked: their count is 0, and they get no head.
+    IF v_new <> p_batch THEN
+        SELECT array_agg(CASE WHEN s.place = ANY (written.streams) THEN s.count ELSE 0 END ORDER BY s.place) INTO p_stream_counts
+            FROM unnest(p_stream_counts) WITH ORDINALITY AS s(count, place),
+                (SELECT array_agg(DISTINCT o.stream_of) AS streams FROM unnest(p_sequences, p_stream_of) AS o(sequence, stream_of)
+                    WHERE v_new @> o.sequence) AS written;
+    END IF;
+
     -- Each row is locked as it is reached, and they come sorted: messages about the same maps wait, but never in a circle.
     -- Numbers for operations that turn out to need none are left unused.
     WITH allocated AS (
         INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub)
-            SELECT a.stream, a.count, v_hub FROM unnest(p_streams, p_stream_counts) AS a(stream, count)
+            SELECT a.stream, a.count, v_hub FROM unnest(p_streams, p_stream_counts) AS a(stream, count) WHERE a.count > 0
             ON CONFLICT (stream) DO UPDATE SET head = m.head + excluded.head
             RETURNING m.stream, m.head
     )
-    SELECT array_agg(head ORDER BY stream) INTO v_heads FROM allocated;
+    SELECT array_agg(a.head ORDER BY s.place) INTO v_heads
+        FROM unnest(p_streams) WITH ORDINALITY AS s(stream, place) LEFT JOIN allocated AS a USING (stream);
 
     -- The right to write. Whoever changes an assignment has to lock its stream first, so that what is read here holds until
     -- the commit. NULL for streams that no lease governs: of players, which have tenures of their own, and of hosts.
@@ -1469,6 +1557,9 @@ BEGIN
     -- Who comes and goes is moved first, so that all else can be judged by its position, at once. The players' stream is
     -- locked: nobody else moves one meanwhile.
     v_player_stream := array_position(p_streams, '@player');
+    IF p_stream_counts[v_player_stream] = 0 THEN
+        v_player_stream := NULL;
+    END IF;
     IF v_player_stream IS NOT NULL AND NOT p_leases_required THEN
         IF EXISTS (SELECT FROM p2p_sync.presence) THEN
             SELECT array_agg(coalesce(p2p_sync.player_tenure(o.path), 0) ORDER BY o.place) INTO v_player_tenures
@@ -1477,25 +1568,13 @@ BEGIN
     ELSIF v_player_stream IS NOT NULL THEN
         SELECT * INTO v_found FROM p2p_sync.move_players(p_host, p_incarnation, v_new, p_followers, p_predecessor_incarnations,
             p_predecessors, p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads, p_not_holder_code,
-            p_stale_tenure_code, p_not_here_code, p_gaps_max);
+            p_stale_tenure_code, p_not_here_code, v_may_wait);
         IF cardinality(v_found.early) > 0 THEN
-            v_after := '{}';
-            FOR v_operation IN
-                SELECT e.sequence, NULL::bigint AS predecessor FROM unnest(v_found.early) AS e(sequence)
-                UNION ALL
-                SELECT f.sequence, f.predecessor
-                    FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors)
-                        AS f(sequence, predecessor_incarnation, predecessor)
-                    WHERE f.predecessor_incarnation = p_incarnation AND v_new @> f.sequence
-                ORDER BY sequence
-            LOOP
-                CONTINUE WHEN NOT v_after @> v_operation.predecessor OR v_after @> v_operation.sequence;
-                v_after := v_after + int8multirange(int8range(v_operation.sequence, v_operation.sequence, '[]'));
-                waiting := waiting || v_operation.sequence;
-            END LOOP;
-            UPDATE p2p_sync.settled_sequences AS s SET settled = s.settled - v_after
-                WHERE s.host_id = p_host AND s.incarnation = p_incarnation;
-            v_new := v_new - v_after;
+            -- Another host got the player since it was looked for.
+            SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new, v_found.early, p_followers,
+                p_predecessor_incarnations, p_predecessors);
+            waiting := waiting || v_held.held;
+            v_new := v_held.remaining;
             IF isempty(v_new) THEN
                 PERFORM p2p_sync.give_back(p_streams, p_stream_counts, p_stream_of, p_sequences, v_new);
                 RETURN;

@@ -1,5 +1,7 @@
 //! A host writes the players who are on its maps, and no others.
 
+use std::time::Duration;
+
 use p2p_sync_proto::{Code, v1::SyncDataType};
 use p2p_sync_proxy::{
     operation::{Outcome, ValidOp},
@@ -685,6 +687,52 @@ async fn invariant_10_players_that_another_host_keeps_do_not_stop_all_else() {
     );
     hub.store.grant_map("payon", c, false).await.expect("free");
     assert_eq!(hub.say(c, fresh).await, ["not yet"; 2], "who has few gaps waits");
+}
+
+#[tokio::test]
+async fn invariant_10_who_asks_for_players_that_another_host_keeps_holds_nobody_up() {
+    const PLAYERS: u64 = 512;
+    let (hub, a, b) = walked().await;
+    let comes = |character, map, sequence| ValidOp {
+        account_id: 0,
+        ..moved("enter", character, map, sequence, None)
+    };
+    let kept = (1..=PLAYERS).map(|character| comes(character, "prontera", character));
+    assert_eq!(hub.say(a, kept.collect()).await, ["applied"; 512]);
+    let mut another = hub.database.client().await;
+    let writes = another.transaction().await.expect("begins");
+    let row = "SELECT FROM p2p_sync.map_states WHERE stream = '@player' FOR UPDATE";
+    writes.execute(row, &[]).await.expect("locks");
+    for _ in 0..2 {
+        let mut asks: Vec<ValidOp> = (1..=PLAYERS)
+            .map(|character| comes(character, "geffen", 2 * character))
+            .collect();
+        asks.extend([
+            of("@char/7/PLAYER_DATA", 1025, Some(14)),
+            moved("leave", 7, "", 1026, Some(14)),
+            of("@char/7/PLAYER_DATA", 1027, Some(1026)),
+            put("geffen/NPC_STATE/1", 1028),
+        ]);
+        let told = tokio::time::timeout(Duration::from_secs(5), hub.say(b, asks)).await;
+        let told = told.expect("it waits for nobody who writes players");
+        assert_eq!(told[..515], ["not yet"; 515]);
+        assert_eq!(told[515], "applied");
+    }
+    drop(writes);
+    // What is not to wait does not.
+    let others = ValidOp {
+        account_id: 10,
+        ..enter("geffen", 2001)
+    };
+    let known = "UPDATE p2p_sync.presence SET account_id = 9 WHERE char_id = 7";
+    hub.sql.batch_execute(known).await.expect("updates");
+    assert_eq!(
+        hub.say(b, vec![others, enter("payon", 2002)]).await,
+        [NOT_HERE, Code::NotLeaseHolder.label()]
+    );
+    assert_eq!(hub.say(a, vec![moved("leave", 7, "", 600, None)]).await, ["applied"]);
+    let follows = of("@char/7/PLAYER_DATA", 1025, Some(14));
+    assert_eq!(hub.say(b, vec![comes(7, "geffen", 14), follows]).await, ["applied"; 2]);
 }
 
 #[tokio::test]
