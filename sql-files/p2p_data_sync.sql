@@ -1390,6 +1390,7 @@ DECLARE
     v_may_wait boolean;
     v_early bigint[];
     v_held record;
+    v_past int8multirange := '{}';
     v_player_tenures bigint[] := '{}';
     v_found record;
     v_found_sequences bigint[] := '{}';
@@ -1514,12 +1515,27 @@ BEGIN
         END IF;
     END IF;
 
-    -- Streams to which nothing is written are not locked: their count is 0, and they get no head.
-    IF v_new <> p_batch THEN
+    -- A tenure that has passed, or is another's, never comes to be this host's, whatever happens now: what was made under it is
+    -- not written, and who once held a map has no business with the lock for which its holder waits.
+    IF p_leases_required AND EXISTS (
+        SELECT FROM unnest(p_streams) AS s(stream)
+            LEFT JOIN LATERAL (SELECT host_id, tenure FROM p2p_sync.host_assignments WHERE map = s.stream LIMIT 1) AS a ON true
+            WHERE NOT s.stream LIKE '@%' AND (a.host_id IS DISTINCT FROM p_host OR a.tenure > ANY (p_tenures)))
+    THEN
+        v_past := (SELECT coalesce(range_agg(int8range(o.sequence, o.sequence, '[]')), '{}')
+            FROM unnest(p_sequences, p_tenures, p_stream_of) AS o(sequence, tenure, stream_of)
+            LEFT JOIN p2p_sync.host_assignments AS a ON a.map = p_streams[o.stream_of]
+            WHERE v_new @> o.sequence AND NOT p_streams[o.stream_of] LIKE '@%'
+                AND o.tenure <= coalesce(a.tenure, 0) AND (o.tenure, p_host) IS DISTINCT FROM (a.tenure, a.host_id));
+    END IF;
+
+    -- Streams to which nothing is written are not locked: their count is 0, and they get no head. But players' are, where it is
+    -- to be said who they are.
+    IF v_new <> p_batch OR NOT isempty(v_past) THEN
         SELECT array_agg(CASE WHEN s.place = ANY (written.streams) THEN s.count ELSE 0 END ORDER BY s.place) INTO p_stream_counts
             FROM unnest(p_stream_counts) WITH ORDINALITY AS s(count, place),
                 (SELECT array_agg(DISTINCT o.stream_of) AS streams FROM unnest(p_sequences, p_stream_of) AS o(sequence, stream_of)
-                    WHERE v_new @> o.sequence) AS written;
+                    WHERE v_new @> o.sequence AND (NOT v_past @> o.sequence OR p_streams[o.stream_of] = '@player')) AS written;
     END IF;
 
     -- Each row is locked as it is reached, and they come sorted: messages about the same maps wait, but never in a circle.
@@ -1534,7 +1550,7 @@ BEGIN
         FROM unnest(p_streams) WITH ORDINALITY AS s(stream, place) LEFT JOIN allocated AS a USING (stream);
 
     -- The right to write. Whoever changes an assignment has to lock its stream first, so that what is read here holds until
-    -- the commit. NULL for streams that no lease governs: of players, which have tenures of their own, and of hosts.
+    -- the commit; of streams that are not locked it is another tenure than that of any operation, then as now. NULL for streams that no lease governs: of players, which have tenures of their own, and of hosts.
     SELECT array_agg(CASE WHEN s.stream LIKE '@%' THEN NULL
                 WHEN NOT p_leases_required THEN coalesce(a.tenure, 0)
                 WHEN a.host_id = p_host THEN a.tenure

@@ -197,6 +197,41 @@ async fn invariant_04_a_group_goes_the_way_of_its_worst_member() {
 }
 
 #[tokio::test]
+async fn invariant_10_who_once_held_a_map_waits_for_none_of_its_holders_writes_and_holds_none_up() {
+    let hub = Hub::governed().await;
+    let (a, b) = (hub.host().await, hub.host().await);
+    hub.grant("prontera", a).await;
+    hub.grant("geffen", a).await;
+    hub.force("prontera", b).await;
+    assert_eq!(hub.one(b, under(2, PATH, 1)).await.0, "applied");
+    let mut another = hub.database.client().await;
+    let writes = another.transaction().await.expect("begins");
+    let row = "SELECT FROM p2p_sync.map_states WHERE stream = 'prontera' FOR UPDATE";
+    writes.execute(row, &[]).await.expect("locks");
+    let units = vec![
+        vec![under(1, PATH, 1)],
+        vec![under(0, PATH, 2)],
+        vec![under(2, PATH, 3)],
+        group(vec![
+            under(1, "geffen/NPC_STATE/1", 4),
+            under(1, "prontera/NPC_STATE/2", 4),
+        ]),
+        vec![under(1, "geffen/NPC_STATE/1", 5)],
+    ];
+    let apart = tokio::time::timeout(Duration::from_secs(5), apply(&hub, a, units.clone())).await;
+    let expected = ["limbo", "limbo", Code::NotLeaseHolder.label(), "limbo", "applied"];
+    assert_eq!(told(&apart.expect("it waits for nobody")), expected);
+    writes.rollback().await.expect("unlocks");
+    assert_eq!(told(&apply(&hub, a, units).await), expected, "told again");
+    let head = "SELECT head FROM p2p_sync.map_states WHERE stream = 'prontera'";
+    assert_eq!(hub.count(head).await, 1, "nor does it use up a number");
+    // What may become its own by the next grant is decided with the stream locked.
+    assert_eq!(hub.one(a, under(3, PATH, 6)).await.0, Code::NotLeaseHolder.label());
+    hub.force("prontera", a).await;
+    assert_eq!(hub.one(a, under(3, PATH, 7)).await.0, "applied");
+}
+
+#[tokio::test]
 async fn invariant_04_what_postgres_refuses_stands_alone_among_what_goes_to_limbo() {
     let hub = Hub::governed().await;
     let (a, b) = (hub.host().await, hub.host().await);
@@ -325,7 +360,9 @@ async fn invariant_04_after_an_outage_no_map_and_no_player_is_taken_before_it_is
     assert_eq!(told(&hub.apply(b, vec![enters("geffen")]).await), ["not yet"]);
     // The same hour with the hub serving: the lease has run out.
     hub.sql
-        .batch_execute("UPDATE p2p_sync.host_assignments SET expires_at = now() - interval '1 h' WHERE map = 'prontera'")
+        .batch_execute(
+            "UPDATE p2p_sync.host_assignments SET expires_at = now() - interval '1 h' WHERE map = 'prontera'",
+        )
         .await
         .expect("updates");
     assert_eq!(told(&hub.apply(b, vec![enters("geffen")]).await), ["applied"]);
