@@ -359,9 +359,18 @@ CREATE INDEX IF NOT EXISTS player_tenures_by_account
 CREATE INDEX IF NOT EXISTS player_tenures_ended ON p2p_sync.player_tenures (ended_at) WHERE ended_at IS NOT NULL;
 COMMENT ON TABLE p2p_sync.player_tenures IS
     'Which host wrote a player from which of its operations to which. Purged when they ended long ago';
-COMMENT ON COLUMN p2p_sync.player_tenures.tenure IS '0: the entry went to limbo, and so does what follows it';
+COMMENT ON COLUMN p2p_sync.player_tenures.tenure IS
+    '0: the entry went to limbo, or was refused for its account, and what follows it goes to limbo';
 COMMENT ON COLUMN p2p_sync.player_tenures.ended_sequence IS
     'The operation by which the host released the player; NULL where it was ended by force';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.account_tenures (
+    account_id  bigint PRIMARY KEY,
+    tenure      bigint NOT NULL
+);
+COMMENT ON TABLE p2p_sync.account_tenures IS
+    'The greatest tenure that an account had by a character which the operator has said is another''s: its next one is greater. '
+    'Never purged';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.security_validations (
     validation_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -685,13 +694,16 @@ BEGIN
     RETURN v_away;
 END $$;
 
--- The tenure at which a player's path is written now: its character's, or the greatest of its account's characters'.
+-- The tenure at which a player's path is written now: its character's, or the greatest of its account's characters', those
+-- included that were its own by mistake.
 CREATE OR REPLACE FUNCTION p2p_sync.player_tenure(p_path text) RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN p_path LIKE '@char/%' THEN
             (SELECT tenure FROM p2p_sync.presence WHERE char_id = split_part(p_path, '/', 2)::bigint)
         WHEN p_path LIKE '@account/%' THEN
-            (SELECT max(tenure) FROM p2p_sync.presence WHERE account_id = nullif(split_part(p_path, '/', 2)::bigint, 0)) END;
+            (SELECT greatest(max(p.tenure),
+                    (SELECT a.tenure FROM p2p_sync.account_tenures AS a WHERE a.account_id = split_part(p_path, '/', 2)::bigint))
+                FROM p2p_sync.presence AS p WHERE p.account_id = nullif(split_part(p_path, '/', 2)::bigint, 0)) END;
 $$;
 
 -- Notes that a host released a character at one of its operations. A host that has lost the lease of the map where the
@@ -731,7 +743,8 @@ END $$;
 CREATE OR REPLACE FUNCTION p2p_sync.who_has(p_host uuid, p_char bigint, p_account bigint)
 RETURNS TABLE (greatest_tenure bigint, is_promised boolean, is_elsewhere boolean, is_held boolean)
 LANGUAGE sql STABLE ROWS 1 AS $$
-    SELECT coalesce(max(there.tenure), 0), coalesce(bool_or(there.promised_to = p_host), false),
+    SELECT greatest(max(there.tenure), (SELECT tenure FROM p2p_sync.account_tenures WHERE account_id = p_account), 0),
+            coalesce(bool_or(there.promised_to = p_host), false),
             coalesce(bool_or(there.is_elsewhere), false),
             coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id
                 AND a.expires_at > (SELECT alive_at FROM p2p_sync.hub) AND h.status = 'active'), false)
@@ -743,8 +756,10 @@ $$;
 
 -- Moves a character onto a map of a host, by one of its operations. `verdict`: 0 it is there; 1 too early, for another host
 -- has the player; 2 to limbo, for the map's lease has passed on; 3 refused, for the host never held that; 4 refused, for the
--- character is of another account; 5 refused, for the account has 32 others. A host that has it already keeps its tenure; otherwise the next one begins, which is
--- greater than any that the character, or its account, ever had.
+-- character is of another account; 5 refused, for the account has 32 others. What follows one that went to limbo goes there
+-- too, and so does what follows one that was refused for its account, about which an honest host may be the one that is right.
+-- A host that has the player already keeps its tenure; otherwise the next one begins, which is greater than any that the
+-- character, or its account, ever had.
 CREATE OR REPLACE FUNCTION p2p_sync.enter_player(
     p_host uuid, p_incarnation bigint, p_sequence bigint, p_char bigint, p_account bigint, p_map text, OUT verdict smallint
 ) LANGUAGE plpgsql AS $$
@@ -758,29 +773,27 @@ DECLARE
     v_stays boolean := false;
 BEGIN
     SELECT * INTO v_there FROM p2p_sync.presence WHERE char_id = p_char;
-    IF v_there.account_id <> 0 AND p_account <> 0 AND v_there.account_id <> p_account THEN
-        verdict := 4;
-        RETURN;
-    END IF;
     v_account := coalesce(nullif(p_account, 0), v_there.account_id, 0);
-    -- All of an account's are looked at below, under the lock that all players' writers wait for.
-    IF v_account <> 0 AND v_there.account_id IS DISTINCT FROM v_account
-        AND (SELECT count(*) FROM (SELECT FROM p2p_sync.presence WHERE account_id = v_account LIMIT 32) AS others) = 32
-    THEN
-        verdict := 5;
-        RETURN;
-    END IF;
-
     IF NOT EXISTS (SELECT FROM p2p_sync.host_assignments WHERE map = p_map AND host_id = p_host) THEN
         verdict := 3;
         IF EXISTS (SELECT FROM p2p_sync.map_tenures WHERE map = p_map AND host_id = p_host) THEN
             verdict := 2;
             -- By the host's own word the player has left where it was.
             PERFORM p2p_sync.leave_player(p_host, p_incarnation, p_sequence, p_char);
-            INSERT INTO p2p_sync.player_tenures
-                    (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
-                VALUES (p_char, v_account, 0, p_host, p_incarnation, p_sequence, now());
         END IF;
+    ELSIF v_there.account_id <> 0 AND v_there.account_id <> v_account THEN
+        verdict := 4;
+    -- All of an account's are looked at below, under the lock that all players' writers wait for.
+    ELSIF v_account <> 0 AND v_there.account_id IS DISTINCT FROM v_account
+        AND (SELECT count(*) FROM (SELECT FROM p2p_sync.presence WHERE account_id = v_account LIMIT 32) AS others) = 32
+    THEN
+        verdict := 5;
+    END IF;
+    IF verdict IN (2, 4, 5) THEN
+        INSERT INTO p2p_sync.player_tenures (char_id, account_id, tenure, host_id, began_incarnation, began_sequence, ended_at)
+            VALUES (p_char, v_account, 0, p_host, p_incarnation, p_sequence, now());
+    END IF;
+    IF verdict IS NOT NULL THEN
         RETURN;
     END IF;
 
@@ -837,6 +850,42 @@ BEGIN
     UPDATE p2p_sync.player_tenures SET ended_at = now()
         WHERE char_id = p_char AND host_id = v_host AND tenure = v_tenure AND ended_at IS NULL;
     RETURN v_host;
+END $$;
+
+-- The operator's word whose a character is; 0 leaves that to who enters it next. No host has it any more, and what hosts still
+-- send of it goes to limbo, what they made before they released it too, for it may be written to the account that was wrong.
+-- `state` is 'set', with the host that had it, or why not: 'unknown' (it was never seen), 'full' (the account has 32 others).
+CREATE OR REPLACE FUNCTION p2p_sync.set_player_account(p_char bigint, p_account bigint, OUT state text, OUT host uuid)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_there p2p_sync.presence;
+BEGIN
+    PERFORM p2p_sync.lock_stream('@player');
+    SELECT * INTO v_there FROM p2p_sync.presence WHERE char_id = p_char;
+    state := CASE
+        WHEN v_there.char_id IS NULL THEN 'unknown'
+        WHEN p_account NOT IN (0, v_there.account_id)
+            AND (SELECT count(*) FROM p2p_sync.presence WHERE account_id = p_account) >= 32 THEN 'full'
+        ELSE 'set' END;
+    IF state <> 'set' OR v_there.account_id = p_account THEN
+        RETURN;
+    END IF;
+    host := p2p_sync.release_player(p_char);
+    UPDATE p2p_sync.player_tenures
+        SET ended_incarnation = NULL, ended_sequence = NULL, ended_at = coalesce(ended_at, now()) WHERE char_id = p_char;
+    -- What was written to the one account stays older than what is written next, and who plays the other one now goes on.
+    IF v_there.account_id <> 0 THEN
+        INSERT INTO p2p_sync.account_tenures AS a (account_id, tenure) VALUES (v_there.account_id, v_there.tenure)
+            ON CONFLICT (account_id) DO UPDATE SET tenure = greatest(a.tenure, excluded.tenure);
+    END IF;
+    IF p_account <> 0 THEN
+        UPDATE p2p_sync.player_tenures AS t SET tenure = v_there.tenure FROM p2p_sync.presence AS p
+            WHERE p.account_id = p_account AND p.left_at IS NULL AND p.tenure < v_there.tenure
+                AND t.char_id = p.char_id AND t.host_id = p.host_id AND t.tenure = p.tenure AND t.ended_at IS NULL;
+        UPDATE p2p_sync.presence SET tenure = v_there.tenure
+            WHERE account_id = p_account AND left_at IS NULL AND tenure < v_there.tenure;
+    END IF;
+    UPDATE p2p_sync.presence SET account_id = p_account WHERE char_id = p_char;
 END $$;
 
 -- A ticket: the host may enter the player although another one has it. False where the host is unknown or not active, or
@@ -1115,12 +1164,13 @@ BEGIN
                         'apart until the hub''s operator merges or discards it', v_moved.map)
                     WHEN 3 THEN format('this host does not hold the lease of %s, where character %s would be: ask the hub''s '
                         'operator for it (p2p-sync-proxy maps grant)', v_moved.map, v_moved.char_id)
-                    WHEN 5 THEN format('account %s has 32 characters already', v_moved.account_id)
+                    WHEN 5 THEN format('account %s has 32 characters already: have the hub''s operator take away those that are not '
+                        'its own (p2p-sync-proxy players account)', v_moved.account_id)
                     WHEN 6 THEN format('another host has character %s, and too much of this host''s waits for it: it is kept apart '
                         'until the hub''s operator merges or discards it; once the character is free, enter it again',
                         v_moved.char_id)
-                    ELSE format('character %s is known as another account''s, not %s''s: enter it with its own',
-                        v_moved.char_id, v_moved.account_id) END;
+                    ELSE format('character %s is known as another account''s, not %s''s: enter it with its own, or have the hub''s '
+                        'operator set that right (p2p-sync-proxy players account)', v_moved.char_id, v_moved.account_id) END;
                 limbo := limbo || (v_verdict IN (2, 6));
             END IF;
         END IF;

@@ -1,11 +1,11 @@
-//! `players list|show|release|ticket`
+//! `players list|show|release|ticket|account`
 
 use clap::Subcommand;
-use p2p_sync_proto::{Code, Problem, settings::Problems};
+use p2p_sync_proto::{Problem, settings::Problems};
 use uuid::Uuid;
 
 use super::{Common, log_warnings, maps::ago, one};
-use crate::store::{Player, Store};
+use crate::store::{Player, Store, never_seen};
 
 /// Which machine has which player.
 #[derive(Debug, Subcommand)]
@@ -30,6 +30,14 @@ pub(super) enum Players {
         /// As `hosts list` shows it.
         host_id: Uuid,
     },
+    /// Say whose a character is, where the machine that entered it first said it wrongly. It is taken from the machine that has
+    /// it: what machines still send of it goes to limbo, and the next one that it comes to has it.
+    Account {
+        /// The character.
+        char_id: u64,
+        /// The account; 0 lets the next machine say it.
+        account_id: u32,
+    },
 }
 
 pub(super) async fn run(players: &Players, common: &Common) -> Result<(), Problems> {
@@ -41,6 +49,7 @@ pub(super) async fn run(players: &Players, common: &Common) -> Result<(), Proble
         Players::Show { char_id } => show(&store, *char_id).await,
         Players::Release { char_id } => release(&store, *char_id).await,
         Players::Ticket { char_id, host_id } => ticket(&store, *char_id, *host_id).await,
+        Players::Account { char_id, account_id } => account(&store, *char_id, *account_id).await,
     };
     store.close().await;
     done.map_err(one)
@@ -102,10 +111,15 @@ async fn ticket(store: &Store, char_id: u64, host_id: Uuid) -> Result<(), Proble
     Ok(())
 }
 
+async fn account(store: &Store, char_id: u64, account_id: u32) -> Result<(), Problem> {
+    match store.set_player_account(char_id, account_id).await? {
+        Some(host) => println!("{char_id} account={account_id} taken from {host}"),
+        None => println!("{char_id} account={account_id}"),
+    }
+    Ok(())
+}
+
 async fn found(store: &Store, char_id: u64) -> Result<Player, Problem> {
-    let never = || {
-        let sentence = format!("character {char_id} was never seen: see `p2p-sync-proxy players list`");
-        Problem::new(Code::NotFound, sentence)
-    };
-    store.players(Some(char_id)).await?.pop().ok_or_else(never)
+    let player = store.players(Some(char_id)).await?.pop();
+    player.ok_or_else(|| never_seen(char_id))
 }

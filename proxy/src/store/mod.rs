@@ -37,6 +37,7 @@ pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
 pub use limbo::{LimboFilter, LimboRow};
 pub use maintain::Maintained;
+pub(crate) use players::never_seen;
 pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;
 pub use read::StateRow;

@@ -90,6 +90,24 @@ impl Store {
         Ok(rows.first().and_then(|row| row.get(0)))
     }
 
+    /// The operator's word whose a character is, 0 to leave that to who enters it next. No host has it any more: the one that
+    /// had it is given, and what hosts still send of it goes to limbo. Nothing changes where it is that account's already.
+    ///
+    /// `NOT_FOUND` where the character was never seen, `NOT_ALLOWED` where the account has 32 others.
+    pub async fn set_player_account(&self, char_id: u64, account_id: u32) -> Result<Option<Uuid>, Problem> {
+        const SET: &str = "SELECT state, host FROM p2p_sync.set_player_account($1, $2)";
+        let rows = self.change(SET, &[&counted(char_id)?, &i64::from(account_id)]).await?;
+        let row = rows.first().ok_or_else(super::not_answering)?;
+        match row.get::<_, &str>(0) {
+            "set" => Ok(row.get(1)),
+            "full" => Err(Problem::new(
+                Code::NotAllowed,
+                format!("account {account_id} has 32 characters: give away those that are not its own first"),
+            )),
+            _ => Err(never_seen(char_id)),
+        }
+    }
+
     /// A ticket: a host may enter a character, or another one of its account, although another host has it.
     ///
     /// `NOT_FOUND` where the host is unknown, locked or revoked, or the character was never seen.
@@ -106,6 +124,12 @@ impl Store {
             ),
         ))
     }
+}
+
+/// That a character is not among those the hub knows.
+pub(crate) fn never_seen(char_id: u64) -> Problem {
+    let sentence = format!("character {char_id} was never seen: see `p2p-sync-proxy players list`");
+    Problem::new(Code::NotFound, sentence)
 }
 
 fn counted(char_id: u64) -> Result<i64, Problem> {

@@ -158,3 +158,35 @@ fn nobody_is_flagged_for_what_was_not_stored() {
         assert_eq!(far_off(left_out), 0);
     }
 }
+
+#[test]
+fn a_coming_that_is_refused_for_its_account_is_no_trespass_and_a_going_is() {
+    let moved = |index, event: &str| ValidOp {
+        path: p2p_sync_proto::Path::parse("@char/7/PLAYER_PRESENCE").expect("a path"),
+        data_type: SyncDataType::PlayerPresence,
+        payload: Some(format!("{{\"event\": \"{event}\"}}")),
+        step: None,
+        ..walks(index, 5)
+    };
+    let valid = Valid {
+        host_id: Uuid::from_u128(1),
+        lane: p2p_sync_proto::envelope::Lane::Critical,
+        ops: vec![moved(0, "enter"), moved(1, "leave"), moved(2, "enter")],
+        refused: vec![],
+        withdrawn: vec![],
+    };
+    let rejected = |code| Outcome::Rejected(Problem::new(code, "why"));
+    let committed = Committed {
+        timeline: 1,
+        outcomes: vec![
+            (0, rejected(Code::PlayerNotHere)),
+            (1, rejected(Code::PlayerNotHere)),
+            (2, rejected(Code::NotLeaseHolder)),
+        ],
+        settled_now: vec![0, 1, 2],
+        changes: vec![],
+        edits: std::collections::HashMap::new(),
+    };
+    let found: Vec<_> = trespasses(&valid, &committed).map(|verdict| verdict.rule).collect();
+    assert_eq!(found, ["foreign_player", "foreign_map"]);
+}

@@ -175,7 +175,17 @@ fn the_operator_has_the_last_word(world: &World, [first, second]: &[Agent; 2], h
     assert_eq!(settled(second, late).state, OperationState::Limbo);
     let released = world.hub.command(&["players", "release", "7"]);
     assert!(released.starts_with("7 taken from "), "{released}");
+    let given = world.hub.command(&["players", "account", "7", "2000002"]);
+    assert_eq!(given.trim_end(), "7 account=2000002");
+    let shown = world.hub.command(&["players", "show", "7"]);
+    assert!(shown.starts_with("7 account=2000002 "), "{shown}");
     assert!(world.hub.fails(&["players", "show", "8"]).contains("never seen"));
+    assert!(
+        world
+            .hub
+            .fails(&["players", "account", "8", "1"])
+            .contains("never seen")
+    );
 }
 
 /// The hosts of the recording's maps, and where its players are, as the game knows it.

@@ -667,8 +667,99 @@ async fn invariant_12_an_account_has_so_many_characters_and_no_more() {
     };
     assert_eq!(hub.say(a, coming(1..=32)).await, ["applied"; 32]);
     assert_eq!(hub.say(a, coming(33..=34)).await, [NOT_HERE; 2]);
+    let follows = of("@char/34/PLAYER_DATA", 35, Some(34));
+    assert_eq!(hub.say(a, vec![follows]).await, ["limbo"], "no trespass");
+    let elsewhere = ValidOp {
+        account_id: 10,
+        ..moved("enter", 50, "prontera", 36, None)
+    };
+    assert_eq!(hub.say(a, vec![elsewhere]).await, ["applied"]);
+    let full = hub.store.set_player_account(50, ACCOUNT).await.expect_err("32 others");
+    assert_eq!(full.code, Code::NotAllowed);
     let again = moved("enter", 32, "prontera", 40, None);
     assert_eq!(hub.say(a, vec![again]).await, ["applied"], "who is known comes again");
+}
+
+#[tokio::test]
+async fn what_follows_a_coming_that_was_refused_for_its_account_goes_to_limbo_until_the_operator_sets_it_right() {
+    const QUEST: &str = "@account/9/QUEST_PROGRESS/1";
+    const OTHERS_QUEST: &str = "@account/10/QUEST_PROGRESS/1";
+    let (hub, a, b) = walked().await;
+    let of_account = |account_id, op: ValidOp| ValidOp { account_id, ..op };
+    // Some tenures under the wrong account; the right one is in the game with another character meanwhile.
+    let said = async |host, ops: [ValidOp; 2]| hub.say(host, ops.map(|op| of_account(10, op)).into()).await;
+    assert_eq!(said(a, [enter("prontera", 1), leave(2)]).await, ["applied"; 2]);
+    assert_eq!(said(b, [enter("geffen", 1), leave(2)]).await, ["applied"; 2]);
+    assert_eq!(
+        said(a, [enter("prontera", 3), of(OTHERS_QUEST, 4, None)]).await,
+        ["applied"; 2]
+    );
+    assert_eq!(
+        hub.say(b, vec![moved("enter", 8, "geffen", 5, None), of(QUEST, 6, None)])
+            .await,
+        ["applied"; 2]
+    );
+    assert_eq!(said(a, [leave(5), of(OTHERS_QUEST, 6, None)]).await, ["applied"; 2]);
+    // The right one.
+    let refused = vec![
+        enter("geffen", 10),
+        of("@char/7/PLAYER_DATA", 11, Some(10)),
+        of(QUEST, 12, Some(10)),
+        moved("leave", 7, "", 13, Some(10)),
+    ];
+    let expected = [NOT_HERE, "limbo", "limbo", "limbo"];
+    assert_eq!(hub.say(b, refused.clone()).await, expected);
+    assert_eq!(hub.say(b, refused).await, expected, "told again");
+    // What was in the game goes on, after it comes anew.
+    assert_eq!(
+        hub.say(b, vec![moved("enter", 8, "geffen", 14, None), of(QUEST, 15, None)])
+            .await,
+        ["applied"; 2]
+    );
+    assert_eq!(hub.store.set_player_account(7, 9).await, Ok(None));
+    assert_eq!(hub.say(b, vec![of(QUEST, 16, None)]).await, ["applied"]);
+    // Nothing of the wrong account is written any more, whenever it was made.
+    assert_eq!(
+        hub.say(a, vec![of(OTHERS_QUEST, 4, None), data(7)]).await,
+        ["applied", "limbo"],
+        "settled before"
+    );
+    let unsent = ValidOp {
+        position: at(2, 1),
+        ..of(OTHERS_QUEST, 1, None)
+    };
+    assert_eq!(hub.say(a, vec![unsent]).await, ["limbo"]);
+    assert_eq!(
+        hub.say(
+            b,
+            vec![
+                moved("leave", 8, "", 17, None),
+                enter("geffen", 18),
+                data(19),
+                of(QUEST, 20, None)
+            ]
+        )
+        .await,
+        ["applied"; 4]
+    );
+    assert_eq!(hub.tenure_of("@char/7/PLAYER_DATA").await, 4);
+    assert_eq!(hub.tenure_of(QUEST).await, 4);
+    // What is written to the other account from now on is newer than what was.
+    assert_eq!(hub.tenure_of(OTHERS_QUEST).await, 3);
+    assert_eq!(
+        said(b, [moved("enter", 50, "geffen", 21, None), of(OTHERS_QUEST, 22, None)]).await,
+        ["applied"; 2]
+    );
+    assert_eq!(hub.tenure_of(OTHERS_QUEST).await, 4);
+    // Taken from the host that has it.
+    assert_eq!(hub.store.set_player_account(7, 0).await, Ok(Some(b)));
+    assert_eq!(hub.say(b, vec![data(23)]).await, ["limbo"]);
+    assert_eq!(
+        hub.say(a, vec![of_account(11, enter("prontera", 30)), data(31)]).await,
+        ["applied"; 2]
+    );
+    let never = hub.store.set_player_account(99, 9).await.expect_err("never seen");
+    assert_eq!(never.code, Code::NotFound);
 }
 
 #[tokio::test]
