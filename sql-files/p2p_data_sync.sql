@@ -1509,13 +1509,17 @@ BEGIN
         END IF;
 
         IF v_settled && (p_batch + p_refused) THEN
+            -- One by one: between two of them there may lie all that the host was ever refused.
             SELECT array_agg(r.sequence), array_agg(r.code), array_agg(r.reason), array_agg(r.limbo)
                 INTO told_sequences, told_codes, told_reasons, told_limbo
-                FROM (SELECT host_id, incarnation, sequence, code, reason, false AS limbo FROM p2p_sync.rejected_operations
-                    UNION ALL SELECT host_id, incarnation, sequence, code, reason, true FROM p2p_sync.limbo_operations) AS r
-                WHERE r.host_id = p_host AND r.incarnation = p_incarnation
-                    AND r.sequence BETWEEN lower(p_batch + p_refused) AND upper(p_batch + p_refused)
-                    AND (p_batch + p_refused) * v_settled @> r.sequence;
+                FROM (SELECT DISTINCT a.sequence FROM unnest(p_sequences || p_refused_sequences) AS a(sequence)
+                    WHERE v_settled @> a.sequence) AS asked
+                CROSS JOIN LATERAL (
+                    SELECT sequence, code, reason, false AS limbo FROM p2p_sync.rejected_operations
+                        WHERE host_id = p_host AND incarnation = p_incarnation AND sequence = asked.sequence
+                    UNION ALL SELECT sequence, code, reason, true FROM p2p_sync.limbo_operations
+                        WHERE host_id = p_host AND incarnation = p_incarnation AND sequence = asked.sequence
+                    LIMIT 1) AS r;
             SELECT array_agg(r.sequence) INTO refused_before
                 FROM unnest(p_refused_sequences) AS r(sequence) WHERE v_settled @> r.sequence;
             IF p_conflict_code = ANY (told_codes) THEN

@@ -217,3 +217,35 @@ async fn invariant_02_a_second_outbox_under_the_same_credential_is_told_so() {
         .expect_err("never enrolled");
     assert_eq!(stranger.code, Code::NotEnrolled);
 }
+
+#[tokio::test]
+async fn invariant_10_what_is_told_again_is_looked_up_alone_whatever_lies_between() {
+    let hub = Hub::new().await;
+    // All that a host was ever told of, every second in limbo.
+    let told = "INSERT INTO p2p_sync.settled_sequences (host_id, incarnation, settled) \
+            SELECT id, 1, '{[1,20001)}' FROM (SELECT '00000000-0000-0000-0000-000000000000'::uuid AS id) AS _; \
+        INSERT INTO p2p_sync.rejected_operations \
+                (host_id, incarnation, sequence, operation_id, path, data_type, code, reason, payload) \
+            SELECT '00000000-0000-0000-0000-000000000000', 1, n, gen_random_uuid(), '', 0, 305, 'why', '' \
+                FROM generate_series(1, 19999, 2) AS n; \
+        INSERT INTO p2p_sync.limbo_operations (host_id, incarnation, sequence, tenure, operation_id, path, data_type, \
+                keeps_every, account_id, made_at_ms, deleted, code, reason) \
+            SELECT '00000000-0000-0000-0000-000000000000', 1, n, 1, gen_random_uuid(), '', 0, true, 0, 0, true, 306, 'why' \
+                FROM generate_series(2, 20000, 2) AS n; \
+        ANALYZE p2p_sync.rejected_operations, p2p_sync.limbo_operations";
+    hub.sql.batch_execute(told).await.expect("writes");
+    // What a transaction has read is counted with it.
+    hub.sql.batch_execute("BEGIN").await.expect("begins");
+    let unused = ", NULL".repeat(27);
+    let again = format!(
+        "SELECT cardinality(told_sequences)::bigint FROM p2p_sync.apply_batch( \
+            '00000000-0000-0000-0000-000000000000', 1, 4096, '{{[1,3),[19999,20001)}}', '{{}}', '{{}}', '{{}}', '{{}}', \
+            '{{1,2,19999,20000}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}'{unused})"
+    );
+    assert_eq!(hub.count(&again).await, 4);
+    let read = "SELECT sum(pg_stat_get_xact_tuples_returned(relation))::bigint FROM ( \
+            SELECT indrelid AS relation, indrelid FROM pg_index UNION SELECT indexrelid, indrelid FROM pg_index) AS _ \
+        WHERE indrelid IN ('p2p_sync.rejected_operations'::regclass, 'p2p_sync.limbo_operations'::regclass)";
+    assert!(hub.count(read).await <= 8, "of 20,000");
+    hub.sql.batch_execute("ROLLBACK").await.expect("ends");
+}
