@@ -324,14 +324,15 @@ COMMENT ON COLUMN p2p_sync.conflicts.members IS
     'One, or all of a group';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.presence (
-    char_id      bigint PRIMARY KEY,
-    account_id   bigint NOT NULL,
-    map          text COLLATE "C" NOT NULL,
-    host_id      uuid NOT NULL,
-    tenure       bigint NOT NULL,
-    promised_to  uuid,
-    entered_at   timestamptz NOT NULL DEFAULT now(),
-    left_at      timestamptz
+    char_id         bigint PRIMARY KEY,
+    account_id      bigint NOT NULL,
+    map             text COLLATE "C" NOT NULL,
+    host_id         uuid NOT NULL,
+    tenure          bigint NOT NULL,
+    promised_to     uuid,
+    promised_until  timestamptz,
+    entered_at      timestamptz NOT NULL DEFAULT now(),
+    left_at         timestamptz
 ) WITH (fillfactor = 80);
 CREATE INDEX IF NOT EXISTS presence_by_account ON p2p_sync.presence (account_id);
 COMMENT ON TABLE p2p_sync.presence IS
@@ -339,7 +340,8 @@ COMMENT ON TABLE p2p_sync.presence IS
     'the stream @player first. Never purged: the next tenure is counted from here';
 COMMENT ON COLUMN p2p_sync.presence.account_id IS '0: not known';
 COMMENT ON COLUMN p2p_sync.presence.tenure IS 'Of the last host that had it; the greatest that the character ever had';
-COMMENT ON COLUMN p2p_sync.presence.promised_to IS 'A ticket: this host may enter the player although another one has it';
+COMMENT ON COLUMN p2p_sync.presence.promised_to IS
+    'A ticket: this host may enter the player although another one has it, until promised_until or the account''s next entry';
 COMMENT ON COLUMN p2p_sync.presence.left_at IS 'Since then no host has it';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.player_tenures (
@@ -738,13 +740,14 @@ BEGIN
 END $$;
 
 -- Who has a player that a host is to get, and every character of its account with it, for an account is in the game with one
--- at a time: the greatest tenure of these, whether the host has a ticket for one, whether another host has one, and whether
--- that one keeps it, for its lease of the map runs.
+-- at a time: the greatest tenure of these, whether any host was given a ticket for one, whether this host has a ticket that is
+-- good still, whether another host has one, and whether that one keeps it, for its lease of the map runs.
 CREATE OR REPLACE FUNCTION p2p_sync.who_has(p_host uuid, p_char bigint, p_account bigint)
-RETURNS TABLE (greatest_tenure bigint, is_promised boolean, is_elsewhere boolean, is_held boolean)
+RETURNS TABLE (greatest_tenure bigint, has_tickets boolean, is_promised boolean, is_elsewhere boolean, is_held boolean)
 LANGUAGE sql STABLE ROWS 1 AS $$
     SELECT greatest(max(there.tenure), (SELECT tenure FROM p2p_sync.account_tenures WHERE account_id = p_account), 0),
-            coalesce(bool_or(there.promised_to = p_host), false),
+            coalesce(bool_or(there.promised_to IS NOT NULL), false),
+            coalesce(bool_or(there.promised_to = p_host AND there.promised_until > clock_timestamp()), false),
             coalesce(bool_or(there.is_elsewhere), false),
             coalesce(bool_or(there.is_elsewhere AND a.host_id = there.host_id
                 AND a.expires_at > (SELECT alive_at FROM p2p_sync.hub) AND h.status = 'active'), false)
@@ -767,6 +770,7 @@ DECLARE
     v_there p2p_sync.presence;
     v_account bigint;
     v_greatest bigint;
+    v_has_tickets boolean;
     v_is_promised boolean;
     v_is_elsewhere boolean;
     v_is_held boolean;
@@ -797,17 +801,18 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT * INTO v_greatest, v_is_promised, v_is_elsewhere, v_is_held FROM p2p_sync.who_has(p_host, p_char, v_account);
+    SELECT * INTO v_greatest, v_has_tickets, v_is_promised, v_is_elsewhere, v_is_held
+        FROM p2p_sync.who_has(p_host, p_char, v_account);
     IF v_is_held AND NOT v_is_promised THEN
         verdict := 1;
         RETURN;
     END IF;
-    IF v_is_elsewhere OR v_is_promised THEN
+    IF v_is_elsewhere OR v_has_tickets THEN
         UPDATE p2p_sync.player_tenures AS t SET ended_at = now() FROM p2p_sync.presence AS there
             WHERE (there.char_id = p_char OR there.account_id = nullif(v_account, 0)) AND there.host_id <> p_host
                 AND t.char_id = there.char_id AND t.host_id = there.host_id AND t.tenure = there.tenure AND t.ended_at IS NULL;
         UPDATE p2p_sync.presence SET left_at = CASE WHEN host_id = p_host THEN left_at ELSE coalesce(left_at, now()) END,
-                promised_to = nullif(promised_to, p_host)
+                promised_to = NULL, promised_until = NULL
             WHERE char_id = p_char OR account_id = nullif(v_account, 0);
     END IF;
 
@@ -833,12 +838,12 @@ BEGIN
         VALUES (p_char, v_account, p_map, p_host, v_greatest)
         ON CONFLICT (char_id) DO UPDATE SET
             account_id = excluded.account_id, map = excluded.map, host_id = excluded.host_id, tenure = excluded.tenure,
-            promised_to = NULL, entered_at = excluded.entered_at, left_at = NULL;
+            entered_at = excluded.entered_at, left_at = NULL;
     verdict := 0;
 END $$;
 
--- The operator's word that no host has a player any more, so that the next entry moves it; gives the host that had it, NULL
--- where none did. What that one still sends goes to limbo.
+-- The operator's word that no host has a player any more, so that the next entry moves it, and that no ticket is good; gives
+-- the host that had it, NULL where none did. What that one still sends goes to limbo.
 CREATE OR REPLACE FUNCTION p2p_sync.release_player(p_char bigint) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     v_host uuid;
@@ -849,6 +854,9 @@ BEGIN
         RETURNING host_id, tenure INTO v_host, v_tenure;
     UPDATE p2p_sync.player_tenures SET ended_at = now()
         WHERE char_id = p_char AND host_id = v_host AND tenure = v_tenure AND ended_at IS NULL;
+    UPDATE p2p_sync.presence SET promised_to = NULL, promised_until = NULL
+        WHERE promised_to IS NOT NULL AND (char_id = p_char
+            OR account_id = (SELECT nullif(account_id, 0) FROM p2p_sync.presence WHERE char_id = p_char));
     RETURN v_host;
 END $$;
 
@@ -888,8 +896,8 @@ BEGIN
     UPDATE p2p_sync.presence SET account_id = p_account WHERE char_id = p_char;
 END $$;
 
--- A ticket: the host may enter the player although another one has it. False where the host is unknown or not active, or
--- the player was never seen.
+-- A ticket: for 10 minutes the host may enter the player although another one has it; whoever enters it, or another character
+-- of its account, uses it up. False where the host is unknown or not active, or the player was never seen.
 CREATE OR REPLACE FUNCTION p2p_sync.promise_player(p_char bigint, p_host uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR SHARE;
@@ -897,7 +905,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM p2p_sync.lock_stream('@player');
-    UPDATE p2p_sync.presence SET promised_to = p_host WHERE char_id = p_char;
+    UPDATE p2p_sync.presence SET promised_to = p_host, promised_until = clock_timestamp() + interval '10 minutes'
+        WHERE char_id = p_char;
     RETURN FOUND;
 END $$;
 

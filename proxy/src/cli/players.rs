@@ -23,7 +23,8 @@ pub(super) enum Players {
         /// The character.
         char_id: u64,
     },
-    /// Let a machine have a character as soon as it comes there, although another one has it.
+    /// Let a machine have a character as soon as it comes there, although another one has it. This holds for 10 minutes, and
+    /// for the next entry of the account, wherever that is.
     Ticket {
         /// The character.
         char_id: u64,
@@ -107,7 +108,7 @@ async fn release(store: &Store, char_id: u64) -> Result<(), Problem> {
 
 async fn ticket(store: &Store, char_id: u64, host_id: Uuid) -> Result<(), Problem> {
     store.promise_player(char_id, host_id).await?;
-    println!("{char_id} may come to {host_id}");
+    println!("{char_id} may come to {host_id} within 10 minutes");
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub struct Player {
     pub host_id: Uuid,
     /// What is written of it is of this tenure.
     pub tenure: u64,
-    /// Who may enter it although another host has it.
+    /// Who may enter it now although another host has it.
     pub promised_to: Option<Uuid>,
     /// When it came to that map.
     pub entered_at: SystemTime,
@@ -48,7 +48,8 @@ pub struct PlayerTenure {
 impl Store {
     /// Where characters are, those that some host has first; at most 1000, or one.
     pub async fn players(&self, char_id: Option<u64>) -> Result<Vec<Player>, Problem> {
-        const LIST: &str = "SELECT char_id, account_id, map, host_id, tenure, promised_to, entered_at, left_at \
+        const LIST: &str = "SELECT char_id, account_id, map, host_id, tenure, \
+                CASE WHEN promised_until > now() THEN promised_to END, entered_at, left_at \
             FROM p2p_sync.presence WHERE char_id = coalesce($1, char_id) ORDER BY left_at IS NOT NULL, char_id LIMIT $2";
         let char_id = char_id.map(counted).transpose()?;
         let rows = self.rows(LIST, &[&char_id, &LISTED_MAX]).await?;
@@ -108,7 +109,8 @@ impl Store {
         }
     }
 
-    /// A ticket: a host may enter a character, or another one of its account, although another host has it.
+    /// A ticket: for 10 minutes a host may enter a character, or another one of its account, although another host has it. The
+    /// first entry of the account, by whichever host, uses it up.
     ///
     /// `NOT_FOUND` where the host is unknown, locked or revoked, or the character was never seen.
     pub async fn promise_player(&self, char_id: u64, host_id: Uuid) -> Result<(), Problem> {

@@ -477,6 +477,43 @@ async fn invariant_04_a_ticket_is_for_one_host_and_one_entry() {
 }
 
 #[tokio::test]
+async fn invariant_04_a_ticket_ends_with_its_time_and_with_the_next_entry_or_release_of_its_account() {
+    let (hub, a, b) = walked().await;
+    let second = |event: &str, sequence| moved(event, 8, "prontera", sequence, None);
+    let tickets = async || {
+        let players = hub.store.players(None).await.expect("serves");
+        players.iter().filter(|one| one.promised_to.is_some()).count()
+    };
+    assert_eq!(
+        hub.say(a, vec![second("enter", 1), second("leave", 2), enter("prontera", 3)])
+            .await,
+        ["applied"; 3]
+    );
+    // It was written long ago.
+    hub.store.promise_player(7, b).await.expect("known");
+    let good = "SELECT count(*) FROM p2p_sync.presence WHERE promised_until BETWEEN now() + interval '9 min' \
+        AND now() + interval '10 min'";
+    assert_eq!((hub.count(good).await, tickets().await), (1, 1));
+    let age = "UPDATE p2p_sync.presence SET promised_until = now() WHERE promised_until IS NOT NULL";
+    hub.sql.batch_execute(age).await.expect("updates");
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["not yet"]);
+    assert_eq!(tickets().await, 0);
+    // The account has entered since, by another of its characters.
+    hub.store.promise_player(8, b).await.expect("known");
+    assert_eq!(hub.say(a, vec![enter("prontera", 4)]).await, ["applied"]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["not yet"]);
+    // The operator released it since.
+    hub.store.promise_player(8, b).await.expect("known");
+    assert_eq!(hub.store.release_player(7).await, Ok(Some(a)));
+    let kept = "SELECT count(*) FROM p2p_sync.presence WHERE promised_to IS NOT NULL OR promised_until IS NOT NULL";
+    assert_eq!(hub.count(kept).await, 0);
+    assert_eq!(hub.say(a, vec![enter("prontera", 5)]).await, ["applied"]);
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["not yet"]);
+    hub.store.promise_player(7, b).await.expect("known");
+    assert_eq!(hub.say(b, vec![enter("geffen", 1)]).await, ["applied"]);
+}
+
+#[tokio::test]
 async fn invariant_04_a_coming_to_a_map_that_was_lost_goes_to_limbo_with_what_follows_and_frees_the_player() {
     let (hub, a, b) = walked().await;
     hub.store.grant_map("payon", a, false).await.expect("free");
