@@ -1,8 +1,8 @@
 //! The isolation run: how long critical messages of quiet hosts take beside a host that sends a hundred times what it may,
 //! and beside a thousand slow connections and a flood of resets, against how long they take without.
 //!
-//! The hub is a process of its own over real servers. Hosts are sealed by hand here: an agent would not misbehave so. Each
-//! round measures both, one after the other, so that what else the machine does is in both.
+//! The hub is a process of its own over real servers. Hosts are sealed by hand here: an agent would not misbehave so. Short
+//! rounds measure both by turns, and the quantiles are of all rounds together, so that what else the machine does is in both.
 
 mod host;
 mod loud;
@@ -23,16 +23,16 @@ use crate::{
 
 /// Measures critical messages of quiet hosts, beside loud ones and without.
 ///
-/// Fails when the median p99 beside a loud host is more than 10 % above that without, when it is three times that without
-/// beside slow connections, or when these take 100 MiB of the hub's memory.
+/// Fails when the p99 beside a loud host is more than 10 % above that without, when it is three times that without beside slow
+/// connections, or when these take 100 MiB of the hub's memory.
 #[derive(Debug, Parser)]
 #[command(name = "isolation", version)]
 pub struct Options {
     /// Pairs of measurements for each case.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// How long each is.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// Quiet hosts.
     #[arg(long, default_value_t = 4)]
@@ -72,9 +72,9 @@ struct Report {
 struct Case {
     name: &'static str,
     growth_max: f64,
-    without: Vec<Times>,
-    with: Vec<Times>,
-    /// Of the median p99.
+    without: Times,
+    with: Times,
+    /// Of the p99.
     growth: f64,
     /// Quiet messages that were not applied.
     failed: u64,
@@ -84,7 +84,7 @@ struct Case {
     grown_mib: Option<f64>,
 }
 
-/// How long the quiet hosts' messages took.
+/// How long the quiet hosts' messages took, in all rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Times {
     count: u64,
@@ -102,12 +102,6 @@ impl Times {
             p99_ms: ms(0.99),
         }
     }
-}
-
-fn median(of: &[Times], figure: impl Fn(&Times) -> f64) -> f64 {
-    let mut figures: Vec<f64> = of.iter().map(figure).collect();
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 impl Case {
@@ -130,7 +124,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "isolation: {} rounds of {} s, {} quiet hosts x {} critical messages/s; medians of the rounds",
+            "isolation: {} rounds of {} s by turns, {} quiet hosts x {} critical messages/s",
             self.rounds, self.seconds, self.quiet_hosts, self.calls_per_second_each
         )?;
         writeln!(
@@ -144,10 +138,10 @@ impl fmt::Display for Report {
                 f,
                 "{:24}{:>10.2}{:>10.2}{:>10.2}{:>10.2}{:>8.2}{:>8}{grown:>9}   {:?}",
                 case.name,
-                median(&case.without, |times| times.p50_ms),
-                median(&case.without, |times| times.p99_ms),
-                median(&case.with, |times| times.p50_ms),
-                median(&case.with, |times| times.p99_ms),
+                case.without.p50_ms,
+                case.without.p99_ms,
+                case.with.p50_ms,
+                case.with.p99_ms,
                 case.growth,
                 case.failed,
                 case.disturbed
@@ -189,7 +183,7 @@ async fn measure(options: &Options) -> Vec<Case> {
     let world = World::new(options).await;
     let mut cases = Vec::new();
     for (name, heeds) in [("100x, heeds the hub", true), ("100x, heeds nothing", false)] {
-        let (mut without, mut with, mut disturbed) = (Round::default(), Round::default(), 0);
+        let (mut without, mut with, mut disturbed) = (Measured::default(), Measured::default(), 0);
         for _ in 0..options.rounds {
             let modest = loud::Loud::start(&world.loud, options.rate, heeds).await;
             without.add(world.quiet(options).await);
@@ -201,13 +195,13 @@ async fn measure(options: &Options) -> Vec<Case> {
         cases.push(case(
             name,
             GROWTH_MAX,
-            without,
-            with,
+            &without,
+            &with,
             vec![("messages answered", disturbed)],
             None,
         ));
     }
-    let (mut without, mut with) = (Round::default(), Round::default());
+    let (mut without, mut with) = (Measured::default(), Measured::default());
     let (mut held, mut resets, mut grown) = (0, 0, 0.0_f64);
     for _ in 0..options.rounds {
         let before = world.memory_mib();
@@ -222,23 +216,32 @@ async fn measure(options: &Options) -> Vec<Case> {
     cases.push(case(
         "slow, and resets",
         SLOW_GROWTH_MAX,
-        without,
-        with,
+        &without,
+        &with,
         disturbed,
         Some(grown),
     ));
     cases
 }
 
-#[derive(Default)]
-struct Round {
-    times: Vec<Times>,
+/// What all rounds measured of one of both.
+struct Measured {
+    times: Histogram<u64>,
     failed: u64,
 }
 
-impl Round {
-    fn add(&mut self, (times, failed): (Times, u64)) {
-        self.times.push(times);
+impl Default for Measured {
+    fn default() -> Self {
+        Self {
+            times: host::histogram(),
+            failed: 0,
+        }
+    }
+}
+
+impl Measured {
+    fn add(&mut self, (times, failed): (Histogram<u64>, u64)) {
+        self.times.add(times).expect("of the same bounds");
         self.failed += failed;
     }
 }
@@ -246,19 +249,19 @@ impl Round {
 fn case(
     name: &'static str,
     growth_max: f64,
-    without: Round,
-    with: Round,
+    without: &Measured,
+    with: &Measured,
     disturbed: Vec<(&'static str, u64)>,
     grown_mib: Option<f64>,
 ) -> Case {
-    let p99 = |times: &Times| times.p99_ms;
+    let times = [&without.times, &with.times].map(Times::of);
     Case {
         name,
         growth_max,
-        growth: median(&with.times, p99) / median(&without.times, p99),
+        growth: times[1].p99_ms / times[0].p99_ms,
         failed: without.failed + with.failed,
-        without: without.times,
-        with: with.times,
+        without: times[0],
+        with: times[1],
         disturbed,
         grown_mib,
     }
@@ -307,7 +310,7 @@ impl World {
     }
 
     /// How long the quiet hosts' messages take now, and how many were not applied.
-    async fn quiet(&self, options: &Options) -> (Times, u64) {
+    async fn quiet(&self, options: &Options) -> (Histogram<u64>, u64) {
         let mut all = host::histogram();
         let mut failed = 0;
         let seconds = Duration::from_secs(options.seconds);
@@ -319,7 +322,7 @@ impl World {
             all.add(times).expect("of the same bounds");
             failed += not_applied;
         }
-        (Times::of(&all), failed)
+        (all, failed)
     }
 
     fn memory_mib(&self) -> f64 {

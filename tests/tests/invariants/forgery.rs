@@ -687,7 +687,7 @@ fn invariant_04_of_a_thousand_operations_of_each_forgery_none_changes_a_row_of_s
                     };
                     let reply = reply.expect("answered");
                     // Players' comings and goings have a rate of their own: a message's worth takes a second.
-                    let mut codes = reply.outcomes.iter().map(|outcome| outcome.code());
+                    let mut codes = reply.outcomes.iter().map(v1::Outcome::code);
                     if codes.any(|code| code == RejectCode::RateLimited) {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     } else if reply.code() == RejectCode::RateLimited {
