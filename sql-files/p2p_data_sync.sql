@@ -3,12 +3,21 @@
 \else
 \set embedding_dimensions 1536
 \endif
--- The hub's tables. PostgreSQL 16 to 18 with the extension pgvector.
+\if :{?hnsw_m}
+\else
+\set hnsw_m 16
+\endif
+\if :{?hnsw_ef_construction}
+\else
+\set hnsw_ef_construction 64
+\endif
+-- The hub's tables. PostgreSQL 16 to 18 with the extension pgvector, from 0.8.
 --
 --   psql -v ON_ERROR_STOP=1 -v embedding_dimensions=1536 -f p2p_data_sync.sql <database>
 --
--- `embedding_dimensions` (1 to 2000, 1536 if not given) is fixed when the schema is made. Running the file again changes
--- nothing. A schema of another version is left alone: `p2p-sync-proxy schema upgrade` brings an older one up to date.
+-- `embedding_dimensions` (1 to 4000, 1536 if not given), `hnsw_m` (2 to 100, 16) and `hnsw_ef_construction` (4 to 1000, 64)
+-- hold for the index of vectors when the schema is made; `p2p-sync-proxy schema reembed` changes them later. Running the file
+-- again changes nothing. A schema of another version is left alone: `p2p-sync-proxy schema upgrade` brings an older one up to date.
 -- The proxy runs this file itself on an empty database: lines that begin with a backslash are psql's alone.
 
 BEGIN;
@@ -407,22 +416,89 @@ CREATE TABLE IF NOT EXISTS p2p_sync.cache (
 COMMENT ON TABLE p2p_sync.cache IS 'What hosts cache, each in a key space of its own. Not yet written by this version';
 COMMENT ON COLUMN p2p_sync.cache.owner IS 'A host id, or ''shared'' for the operator''s own, which hosts may only read';
 
-CREATE TABLE IF NOT EXISTS p2p_sync.embeddings (
-    path         text COLLATE "C" PRIMARY KEY,
-    map          text COLLATE "C" NOT NULL,
-    data_type    smallint NOT NULL,
-    model        text NOT NULL,
-    content      text NOT NULL,
-    embedding    vector(:embedding_dimensions) NOT NULL,
-    embedded_at  timestamptz NOT NULL DEFAULT now()
+CREATE TABLE IF NOT EXISTS p2p_sync.embedding_space (
+    one_row     boolean PRIMARY KEY DEFAULT true CHECK (one_row),
+    model       text,
+    next_model  text
 );
-CREATE INDEX IF NOT EXISTS embeddings_by_cosine ON p2p_sync.embeddings USING hnsw (embedding vector_cosine_ops);
-COMMENT ON TABLE p2p_sync.embeddings IS
-    'Texts of operations with their vectors, searched by cosine. Not yet written by this version';
+COMMENT ON TABLE p2p_sync.embedding_space IS
+    'Whose vectors lie in embeddings: those of two models do not compare. Who writes some locks this row for sharing, and '
+    'who changes the model for itself';
+COMMENT ON COLUMN p2p_sync.embedding_space.model IS 'NULL until a proxy has embedded something';
+COMMENT ON COLUMN p2p_sync.embedding_space.next_model IS
+    'Whose vectors p2p-sync-proxy schema reembed is making, in embeddings_next; NULL while it does not';
+INSERT INTO p2p_sync.embedding_space DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+CREATE TABLE IF NOT EXISTS p2p_sync.embeddings (
+    path             text COLLATE "C" NOT NULL,
+    entry            bigint NOT NULL,
+    stream_sequence  bigint NOT NULL,
+    data_type        smallint NOT NULL,
+    map              text COLLATE "C" NOT NULL,
+    account_id       bigint NOT NULL,
+    received_at      timestamptz NOT NULL,
+    content          text NOT NULL,
+    content_hash     bytea NOT NULL CHECK (octet_length(content_hash) = 32),
+    metadata         jsonb,
+    embedding        halfvec(:embedding_dimensions) NOT NULL,
+    embedded_at      timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT embeddings_pkey PRIMARY KEY (path, entry)
+);
+CREATE INDEX IF NOT EXISTS embeddings_by_map ON p2p_sync.embeddings (map);
+CREATE INDEX IF NOT EXISTS embeddings_by_time ON p2p_sync.embeddings (received_at);
+CREATE INDEX IF NOT EXISTS embeddings_by_content ON p2p_sync.embeddings (content_hash);
+CREATE INDEX IF NOT EXISTS embeddings_by_cosine ON p2p_sync.embeddings USING hnsw (embedding halfvec_cosine_ops)
+    WITH (m = :hnsw_m, ef_construction = :hnsw_ef_construction);
+COMMENT ON TABLE p2p_sync.embeddings IS 'Texts of operations with their vectors, searched by cosine';
+COMMENT ON COLUMN p2p_sync.embeddings.entry IS
+    '0 for types kept as latest, whose newest text a path has; the operation''s number in its stream for types kept as every';
+COMMENT ON COLUMN p2p_sync.embeddings.stream_sequence IS 'Of the operation that the text is of';
+COMMENT ON COLUMN p2p_sync.embeddings.content_hash IS 'SHA-256 of the UTF-8: the same text is asked for once';
+COMMENT ON COLUMN p2p_sync.embeddings.metadata IS 'The payload without what was embedded of it; NULL where that is long';
+COMMENT ON COLUMN p2p_sync.embeddings.embedding IS 'Of length 1, in half precision: half the memory, and more dimensions in an index';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.embedding_queue (
+    path             text COLLATE "C" NOT NULL,
+    entry            bigint NOT NULL,
+    stream           text COLLATE "C" NOT NULL,
+    stream_sequence  bigint NOT NULL,
+    first_sequence   bigint NOT NULL,
+    map              text COLLATE "C" NOT NULL,
+    attempts         integer NOT NULL DEFAULT 0,
+    due_at           timestamptz NOT NULL DEFAULT now(),
+    queued_at        timestamptz NOT NULL DEFAULT now(),
+    dead_code        integer,
+    reason           text,
+    PRIMARY KEY (path, entry)
+) WITH (fillfactor = 70);
+CREATE INDEX IF NOT EXISTS embedding_queue_due ON p2p_sync.embedding_queue (due_at) WHERE dead_code IS NULL;
+COMMENT ON TABLE p2p_sync.embedding_queue IS
+    'What waits to be embedded: written with the operation, in its transaction. Proxies take rows for a while by setting '
+    'due_at ahead, and hold no lock while they ask the provider; whoever locks rows to work on them skips those that are '
+    'locked, so that a writer waits for a statement at most';
+COMMENT ON COLUMN p2p_sync.embedding_queue.entry IS 'As in embeddings';
+COMMENT ON COLUMN p2p_sync.embedding_queue.stream_sequence IS 'Of the newest operation; grows while the row waits';
+COMMENT ON COLUMN p2p_sync.embedding_queue.first_sequence IS
+    'Of the operation that made the row: what was taken before that belongs to a path that was deleted since';
+COMMENT ON COLUMN p2p_sync.embedding_queue.attempts IS 'That failed for the text itself; a provider that is away counts for none';
+COMMENT ON COLUMN p2p_sync.embedding_queue.dead_code IS 'Why it is not tried any more, until p2p-sync-proxy embeddings retry';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.embedding_spend (
+    spender      uuid PRIMARY KEY,
+    day          date NOT NULL,
+    tokens       bigint NOT NULL,
+    incarnation  bigint NOT NULL DEFAULT 0,
+    sequences    bigint[] NOT NULL DEFAULT '{}'
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.embedding_spend IS
+    'Tokens that each host, and the queue (the nil UUID), has had embedded on a day (UTC), as the hub counts them';
+COMMENT ON COLUMN p2p_sync.embedding_spend.sequences IS
+    'The newest 64 messages of the host that cost something: one that is among them, or older than all, is a replay';
 
 -- The rows of hot single-row updates are rewritten all the time: cleaned up early, the tables stay in a few pages.
 ALTER TABLE p2p_sync.settled_sequences SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 ALTER TABLE p2p_sync.map_states SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE p2p_sync.embedding_queue SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 -- Makes the log's partitions of today and tomorrow. A day whose rows have come to the default partition already stays
 -- there. Called each time the proxy maintains the schema.
@@ -1388,6 +1464,180 @@ BEGIN
     RETURN true;
 END $$;
 
+-- Has operations embedded that were just written, each newest of its path or of a type kept as every; what is deleted leaves
+-- queue and vectors now. Called in the writing transaction, which has locked the streams. The queue's row of a path is locked
+-- before its vector is touched, here and everywhere.
+CREATE OR REPLACE FUNCTION p2p_sync.enqueue_embeddings(
+    p_paths text[], p_streams text[], p_numbers bigint[], p_keeps_every boolean[], p_deleted boolean[], p_maps text[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF true = ANY (p_deleted) THEN
+        PERFORM FROM p2p_sync.embedding_queue
+            WHERE path IN (SELECT o.path FROM unnest(p_paths, p_deleted) AS o(path, deleted) WHERE o.deleted)
+            ORDER BY path, entry FOR UPDATE;
+        DELETE FROM p2p_sync.embedding_queue AS q
+            USING unnest(p_paths, p_numbers, p_deleted) AS o(path, number, deleted)
+            WHERE o.deleted AND q.path = o.path AND q.stream_sequence < o.number;
+        DELETE FROM p2p_sync.embeddings AS e
+            USING unnest(p_paths, p_numbers, p_deleted) AS o(path, number, deleted)
+            WHERE o.deleted AND e.path = o.path AND e.stream_sequence < o.number;
+    END IF;
+    INSERT INTO p2p_sync.embedding_queue AS q (path, entry, stream, stream_sequence, first_sequence, map)
+        SELECT o.path, CASE WHEN o.keeps_every THEN o.number ELSE 0 END, o.stream, o.number, o.number, o.map
+            FROM unnest(p_paths, p_streams, p_numbers, p_keeps_every, p_deleted, p_maps)
+                AS o(path, stream, number, keeps_every, deleted, map)
+            WHERE NOT o.deleted AND NOT EXISTS (
+                SELECT FROM unnest(p_paths, p_numbers, p_deleted) AS d(path, number, deleted)
+                    WHERE d.deleted AND d.path = o.path AND d.number > o.number)
+            ORDER BY o.path COLLATE "C", 2
+        ON CONFLICT (path, entry) DO UPDATE SET
+            stream_sequence = excluded.stream_sequence, map = excluded.map, attempts = 0, due_at = now(),
+            dead_code = NULL, reason = NULL
+            WHERE q.stream_sequence < excluded.stream_sequence;
+END $$;
+
+-- As after a write by a host, for a path that the operator edited.
+CREATE OR REPLACE FUNCTION p2p_sync.enqueue_embedding_of(p_path text) RETURNS void LANGUAGE sql AS $$
+    SELECT p2p_sync.enqueue_embeddings(ARRAY[path], ARRAY[stream], ARRAY[stream_sequence], ARRAY[keeps_every], ARRAY[deleted],
+            ARRAY[map])
+        FROM p2p_sync.states WHERE path = p_path;
+$$;
+
+-- Takes what is due for so long, of some maps (NULL: of all), with what it is of; `data_type` is NULL where that is gone.
+CREATE OR REPLACE FUNCTION p2p_sync.claim_embeddings(p_maps text[], p_limit integer, p_lease interval)
+RETURNS TABLE (path text, entry bigint, claimed bigint, attempts integer, stream_sequence bigint, data_type smallint, map text,
+    account_id bigint, received_at timestamptz, payload text)
+LANGUAGE sql AS $$
+    WITH due AS (
+        SELECT q.path, q.entry FROM p2p_sync.embedding_queue AS q
+            WHERE q.dead_code IS NULL AND q.due_at <= clock_timestamp() AND (p_maps IS NULL OR q.map = ANY (p_maps))
+            ORDER BY q.due_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE p2p_sync.embedding_queue AS q SET due_at = clock_timestamp() + p_lease
+            FROM due WHERE q.path = due.path AND q.entry = due.entry
+            RETURNING q.path, q.entry, q.stream, q.stream_sequence, q.attempts
+    )
+    SELECT t.path, t.entry, t.stream_sequence, t.attempts, o.stream_sequence, o.data_type, o.map, o.account_id, o.received_at,
+            o.payload::text
+        FROM taken AS t
+        LEFT JOIN LATERAL (
+            SELECT s.stream_sequence, s.data_type, s.map, s.account_id, s.received_at, s.payload
+                FROM p2p_sync.states AS s WHERE t.entry = 0 AND s.path = t.path AND NOT s.deleted
+            UNION ALL
+            SELECT l.stream_sequence, l.data_type, l.map, l.account_id, l.received_at, l.payload
+                FROM p2p_sync.operations AS l
+                WHERE t.entry > 0 AND l.stream = t.stream AND l.stream_sequence = t.entry AND l.keeps_every
+                    AND l.path = t.path AND NOT l.deleted
+            LIMIT 1
+        ) AS o ON true;
+$$;
+
+-- Writes what was taken and embedded, where the path was not deleted since, and takes it out of the queue, where nothing newer
+-- came. `p_vector_of` says which of `p_vectors`, from 1; 0 where there is no text, so that what the path had goes. Gives how
+-- many were done; NULL, and nothing is written, where the vectors are another model's than the schema's.
+CREATE OR REPLACE FUNCTION p2p_sync.store_embeddings(
+    p_model text, p_dimensions integer, p_paths text[], p_entries bigint[], p_claimed bigint[], p_sequences bigint[],
+    p_data_types smallint[], p_maps text[], p_account_ids bigint[], p_received_at timestamptz[], p_contents text[],
+    p_content_hashes bytea[], p_metadata jsonb[], p_vector_of integer[], p_vectors real[]
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_done bigint;
+BEGIN
+    PERFORM FROM p2p_sync.embedding_space WHERE model = p_model FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    WITH held AS MATERIALIZED (
+        SELECT q.path, q.entry, g.place, q.stream_sequence = g.claimed AS is_last
+            FROM unnest(p_paths, p_entries, p_claimed) WITH ORDINALITY AS g(path, entry, claimed, place)
+            JOIN p2p_sync.embedding_queue AS q ON q.path = g.path AND q.entry = g.entry
+            WHERE q.first_sequence <= g.claimed
+            FOR UPDATE OF q SKIP LOCKED
+    ), done AS (
+        DELETE FROM p2p_sync.embedding_queue AS q USING held AS h WHERE q.path = h.path AND q.entry = h.entry AND h.is_last
+    ), waiting AS (
+        UPDATE p2p_sync.embedding_queue AS q SET due_at = now()
+            FROM held AS h WHERE q.path = h.path AND q.entry = h.entry AND NOT h.is_last
+    ), emptied AS (
+        DELETE FROM p2p_sync.embeddings AS e USING held AS h
+            WHERE e.path = h.path AND e.entry = h.entry AND p_vector_of[h.place] = 0
+    ), stored AS (
+        INSERT INTO p2p_sync.embeddings AS e (path, entry, stream_sequence, data_type, map, account_id, received_at, content,
+                content_hash, metadata, embedding)
+            SELECT h.path, h.entry, p_sequences[h.place], p_data_types[h.place], p_maps[h.place], p_account_ids[h.place],
+                    p_received_at[h.place], p_contents[h.place], p_content_hashes[h.place], p_metadata[h.place],
+                    p_vectors[(p_vector_of[h.place] - 1) * p_dimensions + 1 : p_vector_of[h.place] * p_dimensions]::halfvec
+                FROM held AS h WHERE p_vector_of[h.place] > 0
+            ON CONFLICT (path, entry) DO UPDATE SET
+                stream_sequence = excluded.stream_sequence, data_type = excluded.data_type, map = excluded.map,
+                account_id = excluded.account_id, received_at = excluded.received_at, content = excluded.content,
+                content_hash = excluded.content_hash, metadata = excluded.metadata, embedding = excluded.embedding,
+                embedded_at = now()
+                WHERE e.stream_sequence <= excluded.stream_sequence
+    )
+    SELECT count(*) INTO v_done FROM held;
+    RETURN v_done;
+END $$;
+
+-- Gives back what was taken and not embedded, to be tried again after so long; what has a code is dead until it is retried.
+-- What changed meanwhile is due already.
+CREATE OR REPLACE FUNCTION p2p_sync.release_embeddings(
+    p_paths text[], p_entries bigint[], p_claimed bigint[], p_delays_ms bigint[], p_attempts integer[], p_codes integer[],
+    p_reasons text[]
+) RETURNS void LANGUAGE sql AS $$
+    WITH held AS MATERIALIZED (
+        SELECT q.path, q.entry, g.delay_ms, g.attempts, g.code, g.reason
+            FROM unnest(p_paths, p_entries, p_claimed, p_delays_ms, p_attempts, p_codes, p_reasons)
+                AS g(path, entry, claimed, delay_ms, attempts, code, reason)
+            JOIN p2p_sync.embedding_queue AS q ON q.path = g.path AND q.entry = g.entry
+            WHERE q.stream_sequence = g.claimed
+            FOR UPDATE OF q SKIP LOCKED
+    )
+    UPDATE p2p_sync.embedding_queue AS q
+        SET due_at = clock_timestamp() + make_interval(secs => h.delay_ms / 1000.0), attempts = h.attempts, dead_code = h.code,
+            reason = coalesce(h.reason, q.reason)
+        FROM held AS h WHERE q.path = h.path AND q.entry = h.entry;
+$$;
+
+-- Spends tokens of a day's budget, `p_limit` (NULL: without a bound). Of a host's message (`p_sequence`) the position is noted,
+-- and one that was is a replay. `verdict`: 0 spent, 1 replay, 2 more than is left, which is told. What is negative gives back.
+CREATE OR REPLACE FUNCTION p2p_sync.spend_embedding_tokens(
+    p_spender uuid, p_tokens bigint, p_limit bigint, p_incarnation bigint, p_sequence bigint,
+    OUT verdict smallint, OUT tokens_left bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_today date := (now() AT TIME ZONE 'UTC')::date;
+    v_found p2p_sync.embedding_spend;
+BEGIN
+    INSERT INTO p2p_sync.embedding_spend (spender, day, tokens) VALUES (p_spender, v_today, 0) ON CONFLICT DO NOTHING;
+    SELECT * INTO v_found FROM p2p_sync.embedding_spend WHERE spender = p_spender FOR UPDATE;
+    IF v_found.day <> v_today THEN
+        v_found.day := v_today;
+        v_found.tokens := 0;
+    END IF;
+    IF p_sequence IS NOT NULL THEN
+        IF p_incarnation < v_found.incarnation OR p_incarnation = v_found.incarnation AND (
+            p_sequence = ANY (v_found.sequences)
+            OR cardinality(v_found.sequences) = 64 AND p_sequence < v_found.sequences[1])
+        THEN
+            verdict := 1;
+            RETURN;
+        END IF;
+        SELECT array_agg(s ORDER BY s) INTO v_found.sequences
+            FROM (SELECT s FROM unnest(CASE WHEN p_incarnation = v_found.incarnation THEN v_found.sequences END || p_sequence) AS s
+                ORDER BY s DESC LIMIT 64) AS newest;
+        v_found.incarnation := p_incarnation;
+    END IF;
+    verdict := CASE WHEN v_found.tokens + p_tokens > p_limit THEN 2 ELSE 0 END;
+    IF verdict = 0 THEN
+        v_found.tokens := greatest(v_found.tokens + p_tokens, 0);
+    END IF;
+    tokens_left := greatest(p_limit - v_found.tokens, 0);
+    UPDATE p2p_sync.embedding_spend SET day = v_found.day, tokens = v_found.tokens, incarnation = v_found.incarnation,
+            sequences = v_found.sequences
+        WHERE spender = p_spender;
+END $$;
+
 -- Applies what one message holds of one incarnation of one host's outbox. Called as a statement of its own it is one
 -- transaction: what it returns is committed when the caller reads it.
 --
@@ -1404,6 +1654,7 @@ END $$;
 --   p_leases_required            only a map's holder writes it, and only who has a player writes that; otherwise everybody
 --                                does, and at the last tenure
 --   p_conflict_rules             per operation: the rule of settle_conflicts
+--   p_embedded                   which operations are to be embedded, or cease to be, from 1; empty where none is
 --
 -- In order: lock the incarnation's row; find what is new; hold back what has to wait for a predecessor; settle; keep what
 -- is refused; hold back players whom another host keeps; and last, for then other hosts' messages about the same maps have to
@@ -1429,7 +1680,7 @@ CREATE OR REPLACE FUNCTION p2p_sync.apply_batch(
     p_refused_codes integer[], p_refused_reasons text[], p_refused_payloads bytea[],
     p_conflict_code integer, p_conflict_reason text,
     p_leases_required boolean, p_not_holder_code integer, p_stale_tenure_code integer, p_not_here_code integer,
-    p_conflict_rules smallint[],
+    p_conflict_rules smallint[], p_embedded bigint[],
     OUT timeline bigint, OUT received_at_ms bigint, OUT closed boolean, OUT waiting bigint[], OUT refused_before bigint[],
     OUT told_sequences bigint[], OUT told_codes integer[], OUT told_reasons text[], OUT told_limbo boolean[],
     OUT told_before integer, OUT decided_rows bigint[], OUT decided_outcomes smallint[], OUT decided_numbers bigint[],
@@ -1756,6 +2007,15 @@ BEGIN
             array_agg(CASE WHEN conflicts THEN 2 WHEN is_newest OR keeps_every THEN 0 ELSE 1 END::smallint)
         INTO decided_rows, decided_numbers, decided_tenures, decided_outcomes
         FROM decided;
+
+    IF cardinality(p_embedded) > 0 THEN
+        PERFORM p2p_sync.enqueue_embeddings(array_agg(o.path), array_agg(p_streams[o.stream_of]), array_agg(d.number),
+                array_agg(o.keeps_every), array_agg(o.deleted), array_agg(o.map))
+            FROM unnest(decided_rows, decided_numbers, decided_outcomes) AS d(place, number, outcome)
+            JOIN unnest(p_paths, p_stream_of, p_keeps_every, p_deleted, p_maps) WITH ORDINALITY
+                AS o(path, stream_of, keeps_every, deleted, map, place) USING (place)
+            WHERE d.outcome = 0 AND place = ANY (p_embedded);
+    END IF;
 
     IF 2 = ANY (decided_outcomes) THEN
         INSERT INTO p2p_sync.rejected_operations

@@ -333,7 +333,8 @@ public:
 		return ask(question(P2P_SYNC_ASK_EMBEDDING, text, 0), std::move(on_answer));
 	}
 
-	// What lies nearest to an embedding, each a JSON object; waits as createEmbedding(). Empty where it cannot be had.
+	// What lies nearest to an embedding, each a JSON object; waits as createEmbedding(). Empty where it cannot be had. In the
+	// place of the embedding may be a JSON object that says more: see P2P_SYNC_ASK_SIMILAR.
 	std::vector<std::string> searchSimilarEmbeddings(const std::string& embedding, std::size_t limit = 10) {
 		return elements(waitForAnswer(searchSimilarEmbeddingsAsync(embedding, limit)).data);
 	}
@@ -342,6 +343,20 @@ public:
 		ResultCallback on_answer = nullptr) {
 		const std::size_t most = limit < UINT32_MAX ? limit : UINT32_MAX;
 		return ask(question(P2P_SYNC_ASK_SIMILAR, embedding, static_cast<std::uint32_t>(most)), std::move(on_answer));
+	}
+
+	// What lies nearest to a text, on a map or, where it is empty, on all that this host sees; as searchSimilarEmbeddings().
+	std::vector<std::string> searchSimilarTexts(const std::string& text, std::size_t limit = 10,
+		const std::string& map = std::string()) {
+		return elements(waitForAnswer(searchSimilarTextsAsync(text, limit, map)).data);
+	}
+
+	std::string searchSimilarTextsAsync(const std::string& words, std::size_t limit = 10,
+		const std::string& map = std::string(), ResultCallback on_answer = nullptr) {
+		const std::size_t most = limit < UINT32_MAX ? limit : UINT32_MAX;
+		p2p_sync_question asked = question(P2P_SYNC_ASK_SIMILAR_TEXT, words, static_cast<std::uint32_t>(most));
+		asked.map = text(map);
+		return ask(asked, std::move(on_answer));
 	}
 
 	// Runs at most `max` waiting callbacks on this thread (0: 65536), and the logger; gives how many ran.

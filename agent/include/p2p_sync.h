@@ -68,6 +68,7 @@ typedef enum p2p_sync_error {
     P2P_SYNC_ERR_BAD_CERTIFICATE = 119,
     P2P_SYNC_ERR_BAD_TOKEN = 120,
     P2P_SYNC_ERR_BAD_EMBEDDING_PROVIDER = 121,
+    P2P_SYNC_ERR_EMBEDDINGS_MISMATCH = 122,
     P2P_SYNC_ERR_UNKNOWN_TYPE = 201,
     P2P_SYNC_ERR_INVALID_JSON = 202,
     P2P_SYNC_ERR_TOO_LARGE = 203,
@@ -94,6 +95,8 @@ typedef enum p2p_sync_error {
     P2P_SYNC_ERR_EMPTY_TEXT = 224,
     P2P_SYNC_ERR_TEXT_TOO_LONG = 225,
     P2P_SYNC_ERR_TEXT_REFUSED = 226,
+    P2P_SYNC_ERR_WRONG_DIMENSIONS = 227,
+    P2P_SYNC_ERR_NOT_FINITE = 228,
     P2P_SYNC_ERR_NOT_OPENED = 301,
     P2P_SYNC_ERR_NOT_ENROLLED = 302,
     P2P_SYNC_ERR_REVOKED = 303,
@@ -119,6 +122,7 @@ typedef enum p2p_sync_error {
     P2P_SYNC_ERR_TOO_MANY_GAPS = 409,
     P2P_SYNC_ERR_DISK_ERROR = 410,
     P2P_SYNC_ERR_EMBEDDINGS_UNAVAILABLE = 411,
+    P2P_SYNC_ERR_BUDGET_SPENT = 412,
     P2P_SYNC_ERR_INTERNAL = 500,
     P2P_SYNC_ERR_NULL_ARGUMENT = 601,
     P2P_SYNC_ERR_BAD_ARGUMENT = 602,
@@ -220,10 +224,14 @@ typedef enum p2p_sync_question_kind {
     P2P_SYNC_ASK_CACHE = 2,
     // The embedding of `text`: a JSON array of numbers.
     P2P_SYNC_ASK_EMBEDDING = 3,
-    // What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits.
+    // What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits, of `map` alone unless it is
+    // empty. Or `text` is a JSON object with `embedding` or `text`, and `maps`, `types`, `since_ms`, `until_ms`,
+    // `min_similarity` and `limit` where it is to be narrowed.
     P2P_SYNC_ASK_SIMILAR = 4,
     // Whether the hub's cache holds a value under the key `text`: `true` or `false`.
     P2P_SYNC_ASK_CACHE_EXISTS = 5,
+    // What lies nearest to the words `text`: at most `limit` hits, of `map` alone unless it is empty.
+    P2P_SYNC_ASK_SIMILAR_TEXT = 6,
 } p2p_sync_question_kind;
 
 // What a call gives back: `P2P_SYNC_OK`, or a number of `p2p_sync_error`.
@@ -318,7 +326,7 @@ typedef struct p2p_sync_question {
     uint32_t account_id;
     // `P2P_SYNC_NOTIFY` or 0.
     uint32_t flags;
-    // For `P2P_SYNC_ASK_STATE`.
+    // For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR` and `P2P_SYNC_ASK_SIMILAR_TEXT`.
     struct p2p_sync_text map;
     // As the kind says.
     struct p2p_sync_text text;

@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use p2p_sync_proto::{Code, Problem, policy::parse_type, terminal::shown};
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 
 use self::events::{CHANGES_MAX, Events};
 use crate::{
@@ -48,6 +48,9 @@ const REQUESTS: &str = r#"A local program writes one JSON object a line and read
   {"do":"cache_exists","key":"motd","timeout_ms":500}
   {"do":"cache_delete","key":"motd"}
   {"do":"publish","channel":"news","message":"hello"}
+  {"do":"embed","text":"Who has seen the caravan?"}
+  {"do":"similar","search":{"text":"the missing caravan","maps":["prontera"],"types":["CHAT_MESSAGE"],
+   "since_ms":0,"min_similarity":0.2},"limit":10}        or "embedding":[…] for "text"; only what this host may see
 A "tag" is given back with the answer. An answer with "error" has the "code" and its "label" beside it."#;
 
 /// Brings what happens on this host's maps to the main server.
@@ -117,6 +120,13 @@ enum Command {
         #[arg(long, default_value = "")]
         prefix: String,
     },
+    /// Shows the embedding of a text, from the hub.
+    Embed {
+        /// What to embed.
+        text: String,
+    },
+    /// Shows what lies nearest to a text among what the hub has embedded, and this host may see.
+    Similar(SimilarArgs),
     /// Shows the link, the outbox and what would be lost with its disk, and the maps that this host may write.
     Status,
     /// Waits until everything taken is settled.
@@ -184,6 +194,27 @@ struct PutArgs {
     target: Target,
     /// JSON.
     data: String,
+}
+
+#[derive(Debug, Args)]
+struct SimilarArgs {
+    /// What to look near to.
+    text: String,
+    /// Only on these maps; may be given several times.
+    #[arg(long = "map", value_name = "MAP")]
+    maps: Vec<String>,
+    /// Only these; may be given several times.
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+    /// Only what the hub received from then on, milliseconds since 1970.
+    #[arg(long, default_value_t = 0)]
+    since_ms: u64,
+    /// Only what is so similar at least, -1 to 1.
+    #[arg(long, allow_negative_numbers = true)]
+    min_similarity: Option<f32>,
+    /// Hits.
+    #[arg(long, default_value_t = 10)]
+    limit: u32,
 }
 
 #[derive(Debug, Args)]
@@ -281,6 +312,17 @@ fn request_of(command: Command) -> Result<Request, Problem> {
             prefix,
             ..Request::default()
         },
+        Command::Embed { text } => Request {
+            action: Action::Embed,
+            text,
+            ..Request::default()
+        },
+        Command::Similar(asked) => Request {
+            action: Action::Similar,
+            limit: asked.limit,
+            search: Some(search_of(&asked)),
+            ..Request::default()
+        },
         Command::Status => Request {
             action: Action::Status,
             ..Request::default()
@@ -296,6 +338,19 @@ fn request_of(command: Command) -> Result<Request, Problem> {
             ..Request::default()
         },
     })
+}
+
+fn search_of(asked: &SimilarArgs) -> Box<RawValue> {
+    let mut search = json!({
+        "text": asked.text,
+        "maps": asked.maps,
+        "types": asked.types,
+        "since_ms": asked.since_ms,
+    });
+    if let Some(least) = asked.min_similarity {
+        search["min_similarity"] = json!(least);
+    }
+    RawValue::from_string(search.to_string()).expect("JSON")
 }
 
 fn read_members(file: &Path) -> Result<Vec<Member>, Problem> {

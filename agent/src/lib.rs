@@ -33,6 +33,7 @@ mod read;
 mod resend;
 mod results;
 mod shared;
+mod similar;
 mod spooler;
 mod subscriptions;
 mod text;

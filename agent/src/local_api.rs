@@ -16,7 +16,7 @@ use p2p_sync_proto::{
     group::{readable, refused_member},
     limits::{GROUP_BYTES_MAX, GROUP_MEMBERS_MAX, PAYLOAD_BYTES_MAX},
     policy::parse_type,
-    v1,
+    v1::{self, pull_request::What},
 };
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ use crate::{
     outbox::DeadLetter,
     read,
     results::{Event, Settled},
+    similar,
     subscriptions::Subscription,
     unsaid::Unsaid,
 };
@@ -63,6 +64,10 @@ pub(crate) enum Action {
     CacheDelete,
     CacheExists,
     Publish,
+    /// The embedding of a text.
+    Embed,
+    /// What lies nearest to an embedding or a text.
+    Similar,
     /// One request of the contract's `Pull` service, and its reply.
     Pull,
     /// Begins a connection that hands operations over; see `attach_lines`.
@@ -127,6 +132,12 @@ pub(crate) struct Request {
     /// To publish.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) message: String,
+    /// To embed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) text: String,
+    /// An embedding, or an object that says what is searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) search: Option<Box<RawValue>>,
     /// Base64 of a `PullRequest`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) pull: String,
@@ -263,6 +274,14 @@ pub(crate) fn answer(agent: &Agent, request: &Request, read: &Unsaid) -> Result<
             agent.publish(&request.channel, &request.message)?;
             Ok(json!({ "taken": true }))
         }
+        Action::Embed | Action::Similar => {
+            let reply = agent.pull_for_another(vectors_asked(request)?, Some(READ_TIMEOUT))?;
+            match reply.what {
+                Some(v1::pull_reply::What::Embedding(told)) => Ok(json!({ "embedding": told.values })),
+                Some(v1::pull_reply::What::Hits(told)) => Ok(json!({ "hits": similar::hits_json(&told) })),
+                _ => Err(read::unexpected()),
+            }
+        }
         Action::Pull => {
             let not_one = || Problem::new(Code::BadRequest, "\"pull\" is no base64 of a PullRequest");
             let bytes = read_base64(&request.pull).ok_or_else(not_one)?;
@@ -276,6 +295,17 @@ pub(crate) fn answer(agent: &Agent, request: &Request, read: &Unsaid) -> Result<
             "attaching is the first line of a connection to the agent's socket",
         )),
     }
+}
+
+fn vectors_asked(request: &Request) -> Result<v1::PullRequest, Problem> {
+    let what = if matches!(request.action, Action::Embed) {
+        let text = request.text.clone();
+        What::CreateEmbedding(v1::CreateEmbedding { text })
+    } else {
+        let sought = request.search.as_deref().map_or("", RawValue::get);
+        What::SearchEmbeddings(similar::search(sought, request.limit, &request.map)?)
+    };
+    Ok(v1::PullRequest { what: Some(what) })
 }
 
 fn cache_timeout(agent: &Agent, request: &Request) -> Duration {

@@ -16,7 +16,6 @@ use p2p_sync_proto::{
     policy::Place,
     v1::{self, SyncDataType, pull_reply, pull_request::What},
 };
-use serde_json::{Value, json};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
@@ -31,6 +30,7 @@ use crate::{
     read,
     results::{OperationState, Results, Settled},
     shared::Shared,
+    similar,
 };
 
 /// Questions that are not answered yet.
@@ -84,12 +84,25 @@ pub enum Question {
         /// What to embed.
         text: String,
     },
-    /// What lies nearest to an embedding. The answer's data is a JSON array of objects, the nearest first.
+    /// What lies nearest to an embedding, or to a text. The answer's data is a JSON array of objects, the nearest first:
+    /// `{"path", "id", "type", "map", "account_id", "text", "similarity", "received_at_ms", "stream_sequence", "metadata"}`.
     SearchEmbeddings {
-        /// A JSON array of numbers.
+        /// A JSON array of numbers; or a JSON object with `"embedding"` or `"text"`, and with `"maps"`, `"types"`,
+        /// `"since_ms"`, `"until_ms"`, `"min_similarity"` and `"limit"` where it is to be narrowed.
         embedding: String,
-        /// How many at most; 0: as many as the hub gives.
+        /// How many at most, up to 100; 0: as many as there may be.
         limit: u32,
+        /// On this map alone; empty: on all that this host sees.
+        map: String,
+    },
+    /// What lies nearest to a text; answered as [`Self::SearchEmbeddings`].
+    SearchTexts {
+        /// What to look near to.
+        text: String,
+        /// How many at most, up to 100; 0: as many as there may be.
+        limit: u32,
+        /// On this map alone; empty: on all that this host sees.
+        map: String,
     },
 }
 
@@ -100,6 +113,7 @@ impl Question {
         | Self::CacheGet { key: text }
         | Self::CacheExists { key: text }
         | Self::CreateEmbedding { text }
+        | Self::SearchTexts { text, .. }
         | Self::SearchEmbeddings { embedding: text, .. }) = self;
         if text.len() > QUESTION_BYTES_MAX {
             let sentence = format!(
@@ -135,16 +149,11 @@ impl Question {
             Self::CreateEmbedding { text } => Ok(asking(What::CreateEmbedding(v1::CreateEmbedding {
                 text: text.clone(),
             }))),
-            Self::SearchEmbeddings { embedding, limit } => {
-                let embedding = serde_json::from_str(embedding).map_err(|error| {
-                    let sentence = format!("an embedding is a JSON array of numbers: {error}");
-                    Problem::new(Code::BadRequest, sentence)
-                })?;
-                let limit = *limit;
-                Ok(asking(What::SearchEmbeddings(v1::SearchEmbeddings {
-                    embedding,
-                    limit,
-                })))
+            Self::SearchEmbeddings { embedding, limit, map } => {
+                Ok(asking(What::SearchEmbeddings(similar::search(embedding, *limit, map)?)))
+            }
+            Self::SearchTexts { text, limit, map } => {
+                Ok(asking(What::SearchEmbeddings(similar::near_to(text, *limit, map))))
             }
         }
     }
@@ -156,21 +165,16 @@ impl Question {
             Self::CacheGet { .. }
             | Self::CacheExists { .. }
             | Self::CreateEmbedding { .. }
+            | Self::SearchTexts { .. }
             | Self::SearchEmbeddings { .. } => match reply.what {
                 Some(pull_reply::What::CacheValue(told)) => Ok(told.value),
                 Some(pull_reply::What::CacheFlag(there)) => Ok(there.to_string()),
-                Some(pull_reply::What::Embedding(told)) => Ok(json!(told.values).to_string()),
-                Some(pull_reply::What::Hits(told)) => {
-                    Ok(Value::Array(told.hits.iter().map(hit_json).collect()).to_string())
-                }
+                Some(pull_reply::What::Embedding(told)) => Ok(similar::embedding_json(&told)),
+                Some(pull_reply::What::Hits(told)) => Ok(similar::hits_json(&told).to_string()),
                 _ => Err(read::unexpected()),
             },
         }
     }
-}
-
-fn hit_json(hit: &v1::Hit) -> Value {
-    json!({ "path": hit.path, "text": hit.text, "similarity": hit.similarity })
 }
 
 fn asking(what: What) -> v1::PullRequest {

@@ -49,6 +49,9 @@ pub const BULK_WINDOW_BATCHES: usize = 8;
 /// Critical messages in flight on one connection.
 pub const CRITICAL_IN_FLIGHT_MAX: usize = 8;
 
+/// Hits of one search among embeddings.
+pub const HITS_MAX: u32 = 100;
+
 /// States in one page of `Scan` or `ChangesSince`.
 pub const PAGE_STATES_MAX: u32 = 1000;
 

@@ -30,7 +30,7 @@ use crate::{
     },
     cache::{Cache, Edits},
     config::{Admission, Config},
-    embed::Embedder,
+    embed::{Embedder, Embeddings, queue},
     host_cache::HostCache,
     ingress::Ingress,
     keyring::Keyring,
@@ -93,6 +93,11 @@ impl App {
         let listener = bind(config.listen).await?;
         let embedder = Embedder::open(&config.embedding).await?;
         let store = Store::connect(&config.store).await?;
+        if let Some(embedder) = &embedder {
+            store
+                .take_embedding_space(embedder.model(), embedder.dimensions())
+                .await?;
+        }
         // After the database, whose folder it may lie in.
         let keyring = load_keyring(&config.store.connection, &config.keyring_file)?;
         let timeline = store.timeline().await?;
@@ -125,7 +130,7 @@ impl App {
             cache,
             publisher,
             host_cache,
-            embedder,
+            embeddings: Embeddings::new(embedder, config.embedding_limits.clone()),
             timeline: timeline.into(),
             verdicts: Verdicts::new(config.pace, config.locks),
             writes: Writes::default(),
@@ -175,6 +180,7 @@ impl App {
         background.spawn(probe(Arc::clone(&hub), health.clone()));
         background.spawn(maintain(hub.store.clone()));
         background.spawn(note_alive(hub.store.clone()));
+        background.spawn(queue::run(Arc::clone(&hub)));
         background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
         background.spawn(reload::follow_keyring(Arc::clone(&hub), keyring_file));
         // Not among these: it ends after the last write, and then by itself.

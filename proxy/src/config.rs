@@ -9,6 +9,7 @@ use std::{
 
 use p2p_sync_proto::{
     Code, Problem,
+    path::check_map,
     settings::{Key, Problems, Settings},
     token::check_endpoint,
 };
@@ -17,7 +18,7 @@ use crate::{
     admission::hosts::Quota,
     embed::{self, LocalSettings, ProviderSettings, RemoteSettings, Service, check_base_url},
     secret::Secret,
-    store::{Connection, Leases, StoreConfig, parse_url},
+    store::{Connection, EligibleMaps, Hnsw, Leases, StoreConfig, parse_url},
     tls,
     verdicts::{LockRule, Locks, movement::Pace},
 };
@@ -30,7 +31,7 @@ const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 const OPENAI_MODEL: &str = "text-embedding-3-small";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 50] = [
+pub const KEYS: [Key; 56] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -59,6 +60,12 @@ pub const KEYS: [Key; 50] = [
     Key::new("embedding_api_version", "2024-10-21"),
     Key::new("embedding_deployment", ""),
     Key::new("embedding_timeout_ms", "10000"),
+    Key::new("vector_eligible_maps", ""),
+    Key::new("embedding_tokens_per_day", "1000000"),
+    Key::new("embedding_host_tokens_per_day", "100000"),
+    Key::new("hnsw_m", "16"),
+    Key::new("hnsw_ef_construction", "64"),
+    Key::new("hnsw_ef_search", "100"),
     Key::new("log_retention_days", "30"),
     Key::new("tombstone_retention_days", "90"),
     Key::new("leases", "required"),
@@ -121,6 +128,8 @@ pub struct Config {
     pub locks: Locks,
     /// How texts become vectors.
     pub embedding: embed::Settings,
+    /// Which ones, and how many.
+    pub embedding_limits: embed::Limits,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -208,6 +217,7 @@ impl Config {
             tls,
             admission,
             embedding: embedding(&mut raw, folder, store.embedding_dimensions),
+            embedding_limits: embedding_limits(&mut raw),
             store,
             redis: redis(&mut raw),
             cache: CacheBounds {
@@ -328,7 +338,8 @@ fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfi
         bulk_connections: raw.number("pg_pool_size_bulk", 1..=256),
         statement_timeout: Duration::from_millis(raw.number("statement_timeout_critical_ms", 100..=600_000)),
         bulk_statement_timeout: Duration::from_millis(raw.number("statement_timeout_bulk_ms", 100..=600_000)),
-        embedding_dimensions: raw.number("embedding_dimensions", 1..=2000),
+        embedding_dimensions: raw.number("embedding_dimensions", 1..=4000),
+        hnsw: hnsw(raw),
         log_retention_days: raw.number("log_retention_days", 1..=36_500),
         tombstone_retention_days: raw.number("tombstone_retention_days", 1..=36_500),
         leases: Leases {
@@ -339,6 +350,42 @@ fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfi
             }),
             length: Duration::from_secs(raw.number("lease_seconds", 1..=86_400)),
         },
+    }
+}
+
+fn hnsw(raw: &mut Settings) -> Hnsw {
+    let hnsw = Hnsw {
+        m: raw.number("hnsw_m", 2..=100),
+        ef_construction: raw.number("hnsw_ef_construction", 4..=1000),
+        ef_search: raw.number("hnsw_ef_search", 1..=1000),
+    };
+    if hnsw.ef_construction < 2 * hnsw.m {
+        let what_to_do = "pgvector wants at least twice hnsw_m";
+        raw.refuse("hnsw_ef_construction", Code::BadValue, what_to_do);
+    }
+    hnsw
+}
+
+fn embedding_limits(raw: &mut Settings) -> embed::Limits {
+    const TOKENS_MAX: u64 = 1_000_000_000_000;
+    let eligible = raw.resolve("vector_eligible_maps", |text| match text {
+        "" => Ok(EligibleMaps::None),
+        "*" => Ok(EligibleMaps::All),
+        text => {
+            let mut maps: Vec<String> = text.split(',').map(|map| map.trim().to_owned()).collect();
+            maps.sort_unstable();
+            maps.dedup();
+            let wrong = maps.iter().find_map(|map| check_map(map).err());
+            let expected =
+                |problem: Problem| format!("expected names of maps with commas between, or *: {}", problem.sentence);
+            wrong.map_or(Ok(EligibleMaps::Some(maps)), |problem| Err(expected(problem)))
+        }
+    });
+    let queue_tokens = raw.number("embedding_tokens_per_day", 0..=TOKENS_MAX);
+    embed::Limits {
+        eligible,
+        queue_tokens: Some(queue_tokens).filter(|tokens| *tokens > 0),
+        host_tokens: raw.number("embedding_host_tokens_per_day", 0..=TOKENS_MAX),
     }
 }
 

@@ -246,7 +246,12 @@ impl v1::pull_server::Pull for Ingress {
             }
         };
         let Authenticated { sender, body } = question;
-        let reply = match host.question().await {
+        let in_turn = if pull::is_slow(&body) {
+            host.slow_question().await
+        } else {
+            host.question().await
+        };
+        let reply = match in_turn {
             Ok(_turn) => pull::answer(&self.hub, &sender, body).await,
             Err(problem) => pull::refused(&self.hub, problem),
         };

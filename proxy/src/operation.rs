@@ -82,6 +82,8 @@ pub struct ValidOp {
     pub payload: Option<String>,
     /// A member of a group: stored with the others or not at all.
     pub in_group: bool,
+    /// Its text is to be embedded, or to be forgotten where it is a DELETE.
+    pub embedded: bool,
     /// Which character is where by it, for types whose movement is scored.
     pub step: Option<(u64, Step)>,
 }

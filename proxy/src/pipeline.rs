@@ -23,7 +23,7 @@ use crate::{
         intake::Opening,
     },
     cache::Cache,
-    embed::Embedder,
+    embed::Embeddings,
     host_cache::HostCache,
     open::{Authenticated, Opener},
     operation::{Committed, Outcome, Valid},
@@ -71,8 +71,8 @@ pub struct Hub {
     pub publisher: Publisher,
     /// What hosts keep here for a while, which is no state.
     pub host_cache: HostCache,
-    /// What makes vectors of texts; absent: nothing does.
-    pub embedder: Option<Embedder>,
+    /// What makes vectors of texts, and finds them.
+    pub embeddings: Embeddings,
     /// The hub's timeline as the database told it last.
     pub timeline: AtomicU64,
     /// What was found against hosts.
@@ -121,6 +121,9 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     drop(checking);
     turn.come().await;
     let mut valid = valid.map(|valid| under_leases(hub, valid));
+    if let Ok(valid) = &mut valid {
+        hub.embeddings.mark(&rules, valid);
+    }
     let held_back = valid.as_mut().ok().and_then(|valid| host.hold_back(&rules, valid));
     let writing = host.writing(lane).await;
     // It may have waited for long.
@@ -143,6 +146,7 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
         (Ok(valid), Ok(committed)) => {
             hub.cache.put(&committed.changes);
             hub.publisher.publish(&committed.changes);
+            hub.embeddings.queued(valid);
             hub.verdicts.judge(received, valid, committed);
             hub.timeline.store(committed.timeline, Ordering::Relaxed);
         }

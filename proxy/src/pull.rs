@@ -1,5 +1,7 @@
 //! Reading: one state, the states under a prefix, the changes of a stream, what became of an operation; and the calls of the
-//! hosts' cache.
+//! hosts' cache and of embeddings.
+
+mod vectors;
 
 use std::sync::atomic::Ordering;
 
@@ -57,10 +59,8 @@ pub async fn answer(hub: &Hub, sender: &Sender, request: v1::PullRequest) -> v1:
                 .await;
             told.map(|()| pull_reply::What::CacheFlag(true))
         }
-        Some(What::CreateEmbedding(_) | What::SearchEmbeddings(_)) => Err(Problem::new(
-            Code::Unsupported,
-            "this hub serves no embeddings: do without them, or ask its operator",
-        )),
+        Some(What::CreateEmbedding(create)) => vectors::create(hub, sender, create).await,
+        Some(What::SearchEmbeddings(search)) => vectors::search(hub, sender, search).await,
         None => Err(Problem::new(
             Code::BadRequest,
             "the request asks for nothing this hub knows: update the agent",
@@ -74,6 +74,12 @@ pub async fn answer(hub: &Hub, sender: &Sender, request: v1::PullRequest) -> v1:
         },
         Err(problem) => refused(hub, problem),
     }
+}
+
+/// Whether answering may take as long as a provider of embeddings does.
+pub fn is_slow(request: &v1::PullRequest) -> bool {
+    let what = &request.what;
+    matches!(what, Some(What::CreateEmbedding(_) | What::SearchEmbeddings(_)))
 }
 
 /// The answer that nothing was done.

@@ -303,6 +303,11 @@ private:
 		const std::int64_t took = microseconds([&] { found = sync_.searchSimilarEmbeddings(fields[1]).size(); });
 		return Answer().number("found", static_cast<std::int64_t>(found)).number("us", took);
 	}
+	Answer similarText(const Fields& fields) {
+		const std::vector<std::string> hits = sync_.searchSimilarTexts(fields[1], 5, fields[2]);
+		return Answer().number("found", static_cast<std::int64_t>(hits.size()))
+			.text("first", hits.empty() ? std::string() : hits.front());
+	}
 	Answer publish(const Fields& fields) { return Answer().truth("ok", sync_.publish(fields[1], fields[2])); }
 
 	Answer subscribe(const Fields& fields) {
@@ -381,6 +386,7 @@ const Puppet::Command Puppet::COMMANDS[] = {
 	{"exists_ask", 1, &Puppet::existsAsk},
 	{"embedding", 1, &Puppet::embedding},
 	{"similar", 1, &Puppet::similar},
+	{"similar_text", 2, &Puppet::similarText},
 	{"publish", 2, &Puppet::publish},
 	{"subscribe", 1, &Puppet::subscribe},
 	{"unsubscribe", 1, &Puppet::unsubscribe},

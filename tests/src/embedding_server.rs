@@ -5,7 +5,10 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -67,6 +70,7 @@ struct Shared {
     key: String,
     answers: Mutex<VecDeque<Answer>>,
     requests: Mutex<Vec<Request>>,
+    is_down: AtomicBool,
 }
 
 impl EmbeddingServer {
@@ -77,6 +81,7 @@ impl EmbeddingServer {
             key: key.to_owned(),
             answers: Mutex::default(),
             requests: Mutex::default(),
+            is_down: AtomicBool::new(false),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -102,6 +107,11 @@ impl EmbeddingServer {
     /// Has the next requests answered so, one after the other, and those after them with vectors.
     pub fn answer_next(&self, answers: impl IntoIterator<Item = Answer>) {
         lock(&self.shared.answers).extend(answers);
+    }
+
+    /// From then on answers every request by 503, or again with vectors.
+    pub fn set_down(&self, is_down: bool) {
+        self.shared.is_down.store(is_down, Ordering::SeqCst);
     }
 
     /// What was asked so far.
@@ -149,6 +159,9 @@ impl Shared {
         if key.as_deref().unwrap_or_default() != self.key {
             let told = format!("Incorrect API key provided: {}.", key.unwrap_or_default());
             return refused(StatusCode::UNAUTHORIZED, "invalid_api_key", &told);
+        }
+        if self.is_down.load(Ordering::SeqCst) {
+            return refused(StatusCode::SERVICE_UNAVAILABLE, "", "down");
         }
         let script = lock(&self.answers).pop_front();
         if let Some(Answer::With { status, headers, body }) = script {

@@ -24,10 +24,14 @@ pub enum p2p_sync_question_kind {
     P2P_SYNC_ASK_CACHE = 2,
     /// The embedding of `text`: a JSON array of numbers.
     P2P_SYNC_ASK_EMBEDDING = 3,
-    /// What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits.
+    /// What lies nearest to the embedding `text`, a JSON array of numbers: at most `limit` hits, of `map` alone unless it is
+    /// empty. Or `text` is a JSON object with `embedding` or `text`, and `maps`, `types`, `since_ms`, `until_ms`,
+    /// `min_similarity` and `limit` where it is to be narrowed.
     P2P_SYNC_ASK_SIMILAR = 4,
     /// Whether the hub's cache holds a value under the key `text`: `true` or `false`.
     P2P_SYNC_ASK_CACHE_EXISTS = 5,
+    /// What lies nearest to the words `text`: at most `limit` hits, of `map` alone unless it is empty.
+    P2P_SYNC_ASK_SIMILAR_TEXT = 6,
 }
 
 /// A question. Zero-initialise it, then set `struct_size`. Texts are UTF-8, read during the call and not kept.
@@ -44,7 +48,7 @@ pub struct p2p_sync_question {
     pub account_id: u32,
     /// `P2P_SYNC_NOTIFY` or 0.
     pub flags: u32,
-    /// For `P2P_SYNC_ASK_STATE`.
+    /// For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR` and `P2P_SYNC_ASK_SIMILAR_TEXT`.
     pub map: p2p_sync_text,
     /// As the kind says.
     pub text: p2p_sync_text,
@@ -133,7 +137,8 @@ pub unsafe extern "C" fn p2p_sync_get_data(
 /// The question's texts are readable.
 unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem> {
     use p2p_sync_question_kind::{
-        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_CACHE_EXISTS, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR, P2P_SYNC_ASK_STATE,
+        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_CACHE_EXISTS, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR,
+        P2P_SYNC_ASK_SIMILAR_TEXT, P2P_SYNC_ASK_STATE,
     };
     // SAFETY: the caller's word.
     let (map, text) = unsafe { (question.map.utf8("question.map")?, question.text.utf8("question.text")?) };
@@ -158,6 +163,13 @@ unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem>
         Ok(Question::SearchEmbeddings {
             embedding: text.to_owned(),
             limit: question.limit,
+            map: map.to_owned(),
+        })
+    } else if is(P2P_SYNC_ASK_SIMILAR_TEXT) {
+        Ok(Question::SearchTexts {
+            text: text.to_owned(),
+            limit: question.limit,
+            map: map.to_owned(),
         })
     } else {
         Err(bad_argument("question.kind is none of p2p_sync_question_kind"))

@@ -47,6 +47,8 @@ const CRITICAL_SHARE: usize = 2 * CRITICAL_IN_FLIGHT_MAX;
 const BULK_SHARE: usize = BULK_WINDOW_BATCHES;
 /// Of the hub's reads.
 const READS_SHARE: usize = 2;
+/// Calls for embeddings of one host at one time: they may take as long as the provider does.
+const EMBEDDINGS_SHARE: usize = 4;
 /// Messages that are checked at one time, and are written at one time by each lane: what one host writes waits for itself in
 /// the database, and would do so on all of its connections.
 const CHECKED_SHARE: usize = 2;
@@ -92,6 +94,8 @@ pub struct Host {
     /// By the number of the type, each with the rate that it was made for.
     types: Mutex<Vec<Option<TypeRate>>>,
     reads: Arc<Semaphore>,
+    /// Texts that it has embedded, and searches, at one time.
+    embeddings: Arc<Semaphore>,
     checked: Semaphore,
     held: Arc<Semaphore>,
     unread: Arc<Semaphore>,
@@ -201,6 +205,7 @@ impl Host {
             session: Semaphore::new(1),
             types: Mutex::new(vec![None; TYPES.len()]),
             reads: Arc::new(Semaphore::new(READS_SHARE)),
+            embeddings: Arc::new(Semaphore::new(EMBEDDINGS_SHARE)),
             checked: Semaphore::new(CHECKED_SHARE),
             held: Arc::new(Semaphore::new(HELD_KIB)),
             unread: Arc::new(Semaphore::new(UNREAD_KIB)),
@@ -275,10 +280,19 @@ impl Host {
 
     /// Waits until the host may ask something.
     pub async fn question(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.asking(&self.reads).await
+    }
+
+    /// As [`Self::question`], for what a provider outside may take its time for: the host's other questions do not wait for it.
+    pub async fn slow_question(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.asking(&self.embeddings).await
+    }
+
+    async fn asking(&self, share: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
         let until = Instant::now() + CALL_PATIENCE;
         let in_turn = async {
             self.take(&self.calls, 1, until).await?;
-            Ok(permits(&self.reads, 1).await)
+            Ok(permits(share, 1).await)
         };
         let asked = timeout_at(until.into(), in_turn).await;
         asked.unwrap_or(Err(RETRY_AFTER)).map_err(|wait| self.too_many(wait))
@@ -512,6 +526,19 @@ mod tests {
             held.push(admitted);
         }
         assert_eq!(held.len(), HELD_KIB / (MESSAGE_BYTES_MAX / 1024 + 1));
+    }
+
+    #[tokio::test]
+    async fn what_a_provider_takes_its_time_for_holds_up_no_other_question() {
+        let hosts = hosts(1000);
+        let host = hosts.of(Uuid::from_u128(1));
+        let mut embedding = Vec::new();
+        for _ in 0..EMBEDDINGS_SHARE {
+            embedding.push(host.slow_question().await.expect("its share"));
+        }
+        let mut one_more = std::pin::pin!(host.slow_question());
+        assert!(futures::poll!(one_more.as_mut()).is_pending());
+        let _read = host.question().await.expect("another share");
     }
 
     #[tokio::test]

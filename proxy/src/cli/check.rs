@@ -9,7 +9,7 @@ use tokio_postgres::NoTls;
 use super::{Common, log_warnings};
 use crate::{
     config::{Config, Redis},
-    embed::{Embedder, Settings},
+    embed::{Embedder, ProviderSettings, Settings},
     keyring::{KEYRING_VARIABLE, Keyring},
     redis_client,
     store::{Connection, Store},
@@ -110,9 +110,14 @@ async fn database(config: &Config) -> Result<String, Problem> {
         }
     }
     let store = Store::connect(&config.store).await?;
-    let version = store.schema_version().await;
+    let found = async { Ok::<_, Problem>((store.schema_version().await?, store.embedding_space().await?)) }.await;
     store.close().await;
-    version.map(|version| format!("ok (schema version {version})"))
+    let (version, space) = found?;
+    let is_off = matches!(config.embedding.provider, ProviderSettings::Off);
+    if !is_off && space.dimensions != config.store.embedding_dimensions {
+        return Err(space.other_dimensions(config.embedding.dimensions));
+    }
+    Ok(format!("ok (schema version {version})"))
 }
 
 pub(super) fn is_empty(folder: &Path) -> bool {

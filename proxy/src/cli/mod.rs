@@ -1,6 +1,7 @@
 //! The program `p2p-sync-proxy`.
 
 mod check;
+mod embeddings;
 mod hosts;
 mod keys;
 mod limbo;
@@ -70,6 +71,9 @@ enum Command {
     /// Your own edits of states, and what hosts wrote without knowing of them.
     #[command(subcommand)]
     Ops(ops::Ops),
+    /// What was embedded of what happens, and what waits for it.
+    #[command(subcommand)]
+    Embeddings(embeddings::Commands),
     /// The tables.
     #[command(subcommand)]
     Schema(schema::Schema),
@@ -114,6 +118,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Players(players) => players::run(&players, &common).await,
         Command::Limbo(limbo) => limbo::run(&limbo, &common).await,
         Command::Ops(ops) => ops::run(&ops, &common).await,
+        Command::Embeddings(commands) => embeddings::run(&commands, &common).await,
         Command::Schema(schema) => schema::run(&schema, &common).await,
     };
     match done {

@@ -4,13 +4,18 @@
 //! order, of the stated dimensions, finite, of length 1; within its time; and an [`EmbedError`] that says what to do next.
 //! [`lexical`] needs nothing and knows letters alone, [`local`] runs a sentence model inside this process, [`remote`] asks
 //! OpenAI, Azure OpenAI or whatever speaks as they do.
+//!
+//! [`Embeddings`] serves hosts and tools, and [`queue`] embeds what was written, which [`text`] takes out of payloads.
 
 mod error;
 mod lexical;
 #[cfg(feature = "local-embeddings")]
 mod local;
+pub mod queue;
 mod remote;
+mod service;
 mod settings;
+pub mod text;
 
 use std::time::Duration;
 
@@ -19,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::EmbedError;
 pub(crate) use remote::check_base_url;
+pub use service::{Caller, Embeddings, Limits, Near, Query};
 pub use settings::{LocalSettings, ProviderSettings, RemoteSettings, Service, Settings};
 
 use lexical::Lexical;
@@ -93,8 +99,8 @@ impl Embedder {
         };
         if embedder.dimensions() != dimensions {
             return Err(misconfigured(format!(
-                "the model {} has {} dimensions and embedding_dimensions says {dimensions}: set it to the model's, before \
-                 the schema is made",
+                "the model {} has {} dimensions and embedding_dimensions says {dimensions}: set it to the model's, and \
+                 where the schema has other vectors, run `p2p-sync-proxy schema reembed`",
                 embedder.model(),
                 embedder.dimensions(),
             )));
@@ -120,6 +126,11 @@ impl Embedder {
             Provider::Local(local) => local.dimensions(),
             Provider::Remote(remote) => remote.dimensions(),
         }
+    }
+
+    /// How long a call takes at most, repetitions included.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// What one call may be given.
@@ -164,7 +175,8 @@ impl Embedder {
 }
 
 impl Bounds {
-    fn check(&self, texts: &[String]) -> Result<(), EmbedError> {
+    /// `EmbedError::Empty`, `TooLong` or `TooMany` where a call may not be given these.
+    pub fn check(&self, texts: &[String]) -> Result<(), EmbedError> {
         let bytes: usize = texts.iter().map(String::len).sum();
         if texts.len() > self.texts_max || bytes > self.batch_bytes_max.max(self.text_bytes_max) {
             return Err(EmbedError::TooMany {

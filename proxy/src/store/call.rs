@@ -20,7 +20,7 @@ use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
     $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, \
-    $26::text[]::jsonb[], $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41)";
+    $26::text[]::jsonb[], $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)";
 
 const CONFLICT: &str = "the hub's operator edited this state, and its writer had not seen that: the operator's stays, and this is kept \
     beside it. What this host writes from now on is taken: read the path, and write what is still meant";
@@ -53,6 +53,7 @@ pub(super) struct Arguments<'a> {
     payloads: Vec<Option<&'a str>>,
     in_group: Vec<bool>,
     conflict_rules: Vec<i16>,
+    embedded: Vec<i64>,
     refused_sequences: Vec<i64>,
     refused_ids: Vec<Uuid>,
     refused_paths: Vec<Cow<'a, str>>,
@@ -102,6 +103,11 @@ impl<'a> Arguments<'a> {
             payloads: ops.iter().map(|op| op.payload.as_deref()).collect(),
             in_group: ops.iter().filter(|_| has_groups).map(|op| op.in_group).collect(),
             conflict_rules: ops.iter().map(|op| op.conflict_rule as i16).collect(),
+            embedded: (1..)
+                .zip(ops)
+                .filter(|(_, op)| op.embedded)
+                .map(|(place, _)| place)
+                .collect(),
             refused_sequences: refused.iter().map(|one| signed(one.sequence)).collect(),
             refused_ids: refused.iter().map(|one| one.operation_id).collect(),
             refused_paths: refused.iter().map(|one| without_nul(one.path)).collect(),
@@ -118,7 +124,7 @@ impl<'a> Arguments<'a> {
         let gaps_max = i32::try_from(SEQUENCE_GAPS_MAX).expect("a few thousand");
         let [batch, refused, withdrawn] = &self.sets;
         #[rustfmt::skip]
-        let values: [&(dyn ToSql + Sync); 41] = [
+        let values: [&(dyn ToSql + Sync); 42] = [
             &self.host_id, &self.incarnation, &gaps_max, batch, refused, withdrawn,
             &self.streams, &self.stream_counts,
             &self.sequences, &self.stream_of, &self.stream_back,
@@ -130,7 +136,7 @@ impl<'a> Arguments<'a> {
             &self.refused_codes, &self.refused_reasons, &self.refused_payloads,
             &(Code::Conflict as i32), &CONFLICT,
             &leases_required, &(Code::NotLeaseHolder as i32), &(Code::StaleTenure as i32), &(Code::PlayerNotHere as i32),
-            &self.conflict_rules,
+            &self.conflict_rules, &self.embedded,
         ];
         let row = client.query_one(&statement, &values).await?;
         // Absent where nothing was set apart now.

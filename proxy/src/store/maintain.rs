@@ -61,6 +61,25 @@ const CONFLICTS: Old = Old {
     which: "last_at < now() - make_interval(days => $1) AND (rule <> 'both' OR resolved_at IS NOT NULL)",
 };
 
+/// What is kept as `every` is searched as long as it is logged.
+const EMBEDDED_LINES: Old = Old {
+    table: "embeddings",
+    which: "entry > 0 AND received_at < now() - make_interval(days => $1)",
+};
+
+/// Where a map is not eligible any more, what was embedded of it stays as it is, but goes with its path.
+const EMBEDDED_AND_DELETED: Old = Old {
+    table: "embeddings",
+    which: "$1::int >= 0 AND EXISTS (SELECT FROM p2p_sync.states AS s \
+        WHERE s.path = old.path AND s.deleted AND s.stream_sequence > old.stream_sequence)",
+};
+
+/// What it is of is not there any more, or nobody has looked for as long as the log is kept.
+const EMBEDDING_QUEUE: Old = Old {
+    table: "embedding_queue",
+    which: "(entry > 0 OR dead_code IS NOT NULL) AND queued_at < now() - make_interval(days => $1)",
+};
+
 /// Rows of a table that were kept long enough.
 struct Old {
     table: &'static str,
@@ -91,6 +110,8 @@ pub struct Maintained {
     pub invitations_purged: u64,
     /// Conflicts with the operator's edits, as old as the log and settled.
     pub conflicts_purged: u64,
+    /// Vectors of what is not logged or not there any more, and what waited to be embedded of it.
+    pub embeddings_purged: u64,
 }
 
 impl Store {
@@ -104,6 +125,10 @@ impl Store {
         );
         let partitions_dropped = turn_log(&mut client, log_days).await;
         let hosts_closed = close_old(&client, tombstone_days).await;
+        let waiting_purged = purge(&client, &EMBEDDING_QUEUE, log_days).await;
+        let lines_purged = purge(&client, &EMBEDDED_LINES, log_days).await;
+        // While there are tombstones that tell of it.
+        let deleted_purged = purge(&client, &EMBEDDED_AND_DELETED, tombstone_days).await;
         let tombstones_purged = purge(&client, &TOMBSTONES, tombstone_days).await;
         let rejections_purged = purge(&client, &REJECTED, tombstone_days).await;
         let verdicts_purged = purge(&client, &VERDICTS, log_days).await;
@@ -121,6 +146,7 @@ impl Store {
                 player_tenures_purged: player_tenures_purged?,
                 invitations_purged: invitations_purged?,
                 conflicts_purged: conflicts_purged?,
+                embeddings_purged: waiting_purged? + lines_purged? + deleted_purged?,
             })
         };
         done().map_err(|error: tokio_postgres::Error| unavailable(&error))

@@ -3,7 +3,7 @@
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
 //! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
 //! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
-//! was found against hosts, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
+//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `reembed` makes them anew, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
@@ -11,6 +11,8 @@ mod call;
 mod edits;
 #[cfg(feature = "embedded")]
 mod embedded;
+mod embedding_queue;
+mod embeddings;
 mod hosts;
 mod invitations;
 mod leases;
@@ -19,6 +21,7 @@ mod maintain;
 mod players;
 mod pools;
 mod read;
+mod reembed;
 mod renewal;
 pub mod schema;
 mod verdicts;
@@ -32,6 +35,10 @@ use uuid::Uuid;
 
 pub(crate) use call::without_nul;
 pub use edits::{ConflictFilter, ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
+pub use embedding_queue::{
+    Claim as EmbeddingClaim, Content, EligibleMaps, Embedded, QueueStatus, Release, Source, Spent,
+};
+pub use embeddings::{Found, Hnsw, Search, Space};
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
@@ -41,6 +48,7 @@ pub(crate) use players::never_seen;
 pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;
 pub use read::StateRow;
+pub use reembed::Progress;
 pub use verdicts::{VerdictRow, VerdictSum};
 
 use crate::secret::Secret;
@@ -68,8 +76,10 @@ pub struct StoreConfig {
     pub statement_timeout: Duration,
     /// How long Postgres may work on one bulk message or on maintenance.
     pub bulk_statement_timeout: Duration,
-    /// Of the vectors, when this proxy makes the schema; 1 to 2000.
+    /// Of the vectors, when this proxy makes the schema; 1 to 4000.
     pub embedding_dimensions: u32,
+    /// How vectors are searched.
+    pub hnsw: Hnsw,
     /// How long logged operations are kept.
     pub log_retention_days: u32,
     /// How long tombstones are kept, and how old an outbox may be: what it still holds then is refused.
@@ -126,7 +136,7 @@ impl Store {
     pub async fn connect(config: &StoreConfig) -> Result<Self, Problem> {
         let pools = Pools::open(config).await?;
         let client = pools.reads().await.map_err(|error| unreachable(&error))?;
-        schema::prepare(&client, config.embedding_dimensions).await?;
+        schema::prepare(&client, schema::Vectors::of(config)).await?;
         pools.make_durable().await?;
         let hub = client
             .query_one("SELECT hub_id FROM p2p_sync.hub", &[])
@@ -150,7 +160,7 @@ impl Store {
     pub async fn upgrade(config: &StoreConfig) -> Result<i32, Problem> {
         let pools = Pools::open(config).await?;
         let client = pools.reads().await.map_err(|error| unreachable(&error))?;
-        let version = schema::upgrade(&client, config.embedding_dimensions).await;
+        let version = schema::upgrade(&client, schema::Vectors::of(config)).await;
         drop(client);
         pools.make_durable().await?;
         pools.close().await;

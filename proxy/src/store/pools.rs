@@ -7,13 +7,15 @@ use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, P
 use p2p_sync_proto::{Code, Problem};
 use tokio_postgres::{NoTls, config::SslMode};
 
-use super::{Connection, StoreConfig};
+use super::{Connection, Hnsw, StoreConfig};
 use crate::secret::Secret;
 
 /// Reads are short, and critical messages go before them.
 const READ_CONNECTIONS: usize = 4;
 /// What the hub asks for itself takes no longer than a look at one row.
 const OWN_CONNECTIONS: usize = 2;
+/// One embeds what waits, the others search.
+const EMBEDDING_CONNECTIONS: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The embedded engine starts within it, and recovers after a kill, also on a busy machine.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -25,6 +27,7 @@ pub(super) struct Pools {
     bulk: Pool,
     reads: Pool,
     own: Pool,
+    embeddings: Pool,
     pub(super) config: tokio_postgres::Config,
     #[cfg(feature = "embedded")]
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
@@ -65,10 +68,22 @@ impl Pools {
                 manager("critical"),
                 config.critical_connections,
                 config.statement_timeout,
+                BY_INDEX,
             )?,
-            bulk: pool(manager("bulk"), config.bulk_connections, config.bulk_statement_timeout)?,
-            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout)?,
-            own: pool(manager("own"), OWN_CONNECTIONS, config.statement_timeout)?,
+            bulk: pool(
+                manager("bulk"),
+                config.bulk_connections,
+                config.bulk_statement_timeout,
+                BY_INDEX,
+            )?,
+            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout, BY_INDEX)?,
+            own: pool(manager("own"), OWN_CONNECTIONS, config.statement_timeout, BY_INDEX)?,
+            embeddings: pool(
+                manager("embeddings"),
+                EMBEDDING_CONNECTIONS,
+                config.bulk_statement_timeout,
+                &format!("{BY_FILTER}; {}", searching(config.hnsw)),
+            )?,
             config: server,
             #[cfg(feature = "embedded")]
             engine: None,
@@ -83,12 +98,14 @@ impl Pools {
             recycling_method: RecyclingMethod::Fast,
         };
         let manager = Manager::from_connect(server.clone(), engine.connector(), recycling);
-        let only = pool(manager, 1, config.bulk_statement_timeout)?;
+        let plans = format!("{BY_INDEX}; {}", searching(config.hnsw));
+        let only = pool(manager, 1, config.bulk_statement_timeout, &plans)?;
         Ok(Self {
             critical: only.clone(),
             bulk: only.clone(),
             reads: only.clone(),
-            own: only,
+            own: only.clone(),
+            embeddings: only,
             config: server,
             engine: Some(engine),
         })
@@ -119,6 +136,11 @@ impl Pools {
         self.own.get().await
     }
 
+    /// For vectors, whose searches may take long: what is synced waits for none of them.
+    pub(super) async fn embeddings(&self) -> Result<Object, PoolError> {
+        self.embeddings.get().await
+    }
+
     /// Whether the database lives in this process, so that no other proxy can use it.
     pub(super) fn is_embedded(&self) -> bool {
         #[cfg(feature = "embedded")]
@@ -137,7 +159,7 @@ impl Pools {
     }
 
     pub(super) async fn close(&self) {
-        for pool in [&self.critical, &self.bulk, &self.reads, &self.own] {
+        for pool in [&self.critical, &self.bulk, &self.reads, &self.own, &self.embeddings] {
             pool.close();
         }
         #[cfg(feature = "embedded")]
@@ -162,10 +184,22 @@ pub fn parse_url(url: &Secret) -> Result<tokio_postgres::Config, &'static str> {
 }
 
 /// Plans are made once a connection and by index: the tables may be empty when that happens, and large an hour later.
-fn pool(manager: Manager, size: usize, statement_timeout: Duration) -> Result<Pool, Problem> {
+const BY_INDEX: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+
+/// Whether a filter leaves few vectors, to be compared one by one, or many, to be found by their index, says each search.
+const BY_FILTER: &str = "SET plan_cache_mode = force_custom_plan";
+
+/// A search goes on until it has found as many as it should that pass its filter, in the order of their distance.
+fn searching(hnsw: Hnsw) -> String {
+    format!(
+        "SET hnsw.ef_search = {}; SET hnsw.iterative_scan = strict_order; SET hnsw.scan_mem_multiplier = 4",
+        hnsw.ef_search
+    )
+}
+
+fn pool(manager: Manager, size: usize, statement_timeout: Duration, plans: &str) -> Result<Pool, Problem> {
     let settings = format!(
-        "SET statement_timeout = {}; SET plan_cache_mode = force_generic_plan; SET jit = off; \
-         SET enable_seqscan = off; SET client_min_messages = warning",
+        "SET statement_timeout = {}; SET jit = off; SET client_min_messages = warning; {plans}",
         statement_timeout.as_millis()
     );
     let greet = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {

@@ -3,6 +3,8 @@
 use p2p_sync_proto::{Code, Problem};
 use tokio_postgres::Client;
 
+use super::{Hnsw, StoreConfig};
+
 /// The file that operators load with psql, as `schema print` gives it.
 pub const SQL: &str = include_str!("../../../sql-files/p2p_data_sync.sql");
 /// What [`SQL`] makes.
@@ -15,6 +17,22 @@ const _: () = assert!(
     UPGRADES.len() + 1 == VERSION.unsigned_abs() as usize,
     "one upgrade for each version after the first"
 );
+
+/// How the vectors are when the schema is made.
+#[derive(Clone, Copy)]
+pub(super) struct Vectors {
+    dimensions: u32,
+    hnsw: Hnsw,
+}
+
+impl Vectors {
+    pub(super) fn of(config: &StoreConfig) -> Self {
+        Self {
+            dimensions: config.embedding_dimensions,
+            hnsw: config.hnsw,
+        }
+    }
+}
 
 /// The version of the schema that is there; none where there is no schema.
 pub(super) async fn version(client: &Client) -> Result<Option<i32>, Problem> {
@@ -33,7 +51,7 @@ pub(super) async fn version(client: &Client) -> Result<Option<i32>, Problem> {
 }
 
 /// Makes the schema if the database is empty, and refuses any version but this build's.
-pub(super) async fn prepare(client: &Client, embedding_dimensions: u32) -> Result<(), Problem> {
+pub(super) async fn prepare(client: &Client, vectors: Vectors) -> Result<(), Problem> {
     match version(client).await? {
         Some(VERSION) => Ok(()),
         Some(found) => Err(Problem::new(
@@ -46,15 +64,15 @@ pub(super) async fn prepare(client: &Client, embedding_dimensions: u32) -> Resul
                 format!("the schema is of version {found}, this build knows {VERSION}: install the newer release")
             },
         )),
-        None if is_empty(client).await? => create(client, embedding_dimensions).await,
+        None if is_empty(client).await? => create(client, vectors).await,
         None => Err(missing()),
     }
 }
 
 /// Brings the schema up to [`VERSION`], step by step, each step in a transaction of its own.
-pub(super) async fn upgrade(client: &Client, embedding_dimensions: u32) -> Result<i32, Problem> {
+pub(super) async fn upgrade(client: &Client, vectors: Vectors) -> Result<i32, Problem> {
     let Some(found) = version(client).await? else {
-        prepare(client, embedding_dimensions).await?;
+        prepare(client, vectors).await?;
         return Ok(VERSION);
     };
     for (version, sql) in pending(found, UPGRADES) {
@@ -70,7 +88,7 @@ pub(super) async fn upgrade(client: &Client, embedding_dimensions: u32) -> Resul
             Problem::new(Code::SchemaOutdated, sentence)
         })?;
     }
-    prepare(client, embedding_dimensions).await?;
+    prepare(client, vectors).await?;
     Ok(VERSION)
 }
 
@@ -95,17 +113,19 @@ async fn is_empty(client: &Client) -> Result<bool, Problem> {
     Ok(row.get(0))
 }
 
-async fn create(client: &Client, embedding_dimensions: u32) -> Result<(), Problem> {
-    run(client, &without_psql(SQL, embedding_dimensions))
-        .await
-        .map_err(|reason| {
-            let sentence = format!(
-                "the schema cannot be made ({reason}): use Postgres 16 to 18 with pgvector installed, and a user that may \
+async fn create(client: &Client, vectors: Vectors) -> Result<(), Problem> {
+    run(client, &without_psql(SQL, vectors)).await.map_err(|reason| {
+        let sentence = format!(
+            "the schema cannot be made ({reason}): use Postgres 16 to 18 with pgvector installed, and a user that may \
                  create schemas and extensions"
-            );
-            Problem::new(Code::SchemaMissing, sentence)
-        })?;
-    tracing::info!(version = VERSION, embedding_dimensions, "made the schema p2p_sync");
+        );
+        Problem::new(Code::SchemaMissing, sentence)
+    })?;
+    tracing::info!(
+        version = VERSION,
+        embedding_dimensions = vectors.dimensions,
+        "made the schema p2p_sync"
+    );
     Ok(())
 }
 
@@ -120,12 +140,14 @@ async fn run(client: &Client, sql: &str) -> Result<(), String> {
     Err(super::told(&error))
 }
 
-/// Does what psql does with the file's head: its own commands go, its one variable is put in.
-fn without_psql(sql: &str, embedding_dimensions: u32) -> String {
+/// Does what psql does with the file's head: its own commands go, its variables are put in.
+fn without_psql(sql: &str, vectors: Vectors) -> String {
     let lines: Vec<&str> = sql.lines().filter(|line| !line.starts_with('\\')).collect();
     lines
         .join("\n")
-        .replace(":embedding_dimensions", &embedding_dimensions.to_string())
+        .replace(":embedding_dimensions", &vectors.dimensions.to_string())
+        .replace(":hnsw_m", &vectors.hnsw.m.to_string())
+        .replace(":hnsw_ef_construction", &vectors.hnsw.ef_construction.to_string())
 }
 
 fn pending<'a>(found: i32, upgrades: &'a [(i32, &'a str)]) -> impl Iterator<Item = (i32, &'a str)> {
@@ -146,10 +168,15 @@ mod tests {
 
     #[test]
     fn nothing_of_psql_is_left_for_postgres() {
-        let sql = without_psql(SQL, 384);
+        let hnsw = Hnsw {
+            m: 24,
+            ef_construction: 100,
+            ef_search: 40,
+        };
+        let sql = without_psql(SQL, Vectors { dimensions: 384, hnsw });
         assert!(!sql.contains('\\'), "a psql command is left");
-        assert!(sql.contains("vector(384)"));
-        assert!(!sql.contains(":embedding_dimensions"));
+        assert!(sql.contains("halfvec(384)") && sql.contains("(m = 24, ef_construction = 100)"));
+        assert!(!sql.contains(":embedding_dimensions") && !sql.contains(":hnsw"));
     }
 
     #[test]

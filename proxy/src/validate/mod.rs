@@ -246,6 +246,7 @@ impl Check<'_> {
             made_at_ms: op.made_at_ms,
             payload: payload.map(str::to_owned),
             in_group,
+            embedded: false,
             step,
             path,
         })

@@ -80,6 +80,8 @@ pub struct TypeRules {
     pub game_rules: Vec<GameRule>,
     /// Whether its operations say where a character is, and how it moves is scored.
     pub movement: bool,
+    /// JSON pointers to the texts that are embedded, on maps where that is done; none: nothing is.
+    pub embedded: Vec<String>,
     /// How many of them a host may send a second; more wait, and hold up no other type.
     pub ops_per_second: Option<NonZeroU32>,
 }
@@ -294,6 +296,7 @@ impl Default for TypeRules {
             schema: None,
             game_rules: Vec::new(),
             movement: false,
+            embedded: Vec::new(),
             ops_per_second: None,
         }
     }

@@ -111,6 +111,7 @@ fn walks(index: u32, x: u32) -> ValidOp {
         made_at_ms: 0,
         payload: Some(payload),
         in_group: false,
+        embedded: false,
         step: Some((7, step)),
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use p2p_sync_proto::Position;
-use p2p_sync_proxy::store::{Connection, Leases, Store, StoreConfig};
+use p2p_sync_proxy::store::{Connection, Hnsw, Leases, Store, StoreConfig};
 
 use uuid::Uuid;
 
@@ -138,6 +138,7 @@ async fn read(database: &Path) -> Held {
         statement_timeout: Duration::from_mins(1),
         bulk_statement_timeout: Duration::from_mins(1),
         embedding_dimensions: 1536,
+        hnsw: Hnsw::default(),
         log_retention_days: 30,
         tombstone_retention_days: 30,
         leases: Leases {

@@ -11,6 +11,7 @@ mod puppet;
 mod secrecy;
 mod telling;
 mod texts;
+mod vectors;
 mod waiting;
 #[path = "../invariants/world.rs"]
 #[allow(dead_code, reason = "the agents of the other tests are in their own process")]

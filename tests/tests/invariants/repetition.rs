@@ -185,6 +185,40 @@ fn invariant_02_what_is_written_to_the_cache_is_written_once() {
 }
 
 #[test]
+fn invariant_02_what_costs_something_is_taken_once() {
+    let mut world = World::new();
+    let host = WireHost::new(&world.endpoint(), &world.hub.add_host(1));
+    let ask = |what| host.seal(Lane::Pull, &v1::PullRequest { what: Some(what) });
+    let text = || "the missing caravan".to_owned();
+    let search = v1::SearchEmbeddings {
+        text: text(),
+        ..Default::default()
+    };
+    let recorded = [
+        ask(What::CreateEmbedding(v1::CreateEmbedding { text: text() })),
+        ask(What::SearchEmbeddings(search)),
+    ];
+    let codes = |expected: RejectCode| {
+        run(async {
+            let channel = host.connect().await;
+            for sealed in &recorded {
+                let reply = host.pull(&channel, sealed.clone()).await.expect("answered");
+                assert_eq!(reply.code(), expected, "{}", reply.message);
+            }
+        });
+    };
+    codes(RejectCode::None);
+    let spent = world.count("SELECT tokens FROM p2p_sync.embedding_spend");
+    assert_eq!(spent, 14);
+    codes(RejectCode::Replay);
+    // Its window is empty then; what Postgres holds is not.
+    world.hub.kill();
+    world.hub.start();
+    codes(RejectCode::Replay);
+    assert_eq!(world.count("SELECT tokens FROM p2p_sync.embedding_spend"), spent);
+}
+
+#[test]
 fn invariant_02_operations_sent_by_eight_connections_at_once_apply_once() {
     let world = World::new();
     let host = WireHost::new(&world.endpoint(), &world.hub.add_host(1));

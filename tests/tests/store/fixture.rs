@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use p2p_sync_proto::{Path, Position, envelope::Lane, ids::new_id, policy::Keep, v1};
 use p2p_sync_proxy::{
     operation::{Committed, ConflictRule, History, Outcome, Refused, Valid, ValidOp},
-    store::{Connection, Leases, Store, StoreConfig},
+    store::{Connection, Hnsw, Leases, Store, StoreConfig},
 };
 use p2p_sync_tests::services::{Database, database};
 use tokio_postgres::Client;
@@ -72,6 +72,7 @@ pub(crate) fn config(url: &str) -> StoreConfig {
         statement_timeout: Duration::from_secs(10),
         bulk_statement_timeout: Duration::from_secs(30),
         embedding_dimensions: 8,
+        hnsw: Hnsw::default(),
         log_retention_days: 30,
         tombstone_retention_days: 30,
         leases: Leases {
@@ -110,6 +111,7 @@ pub(crate) fn put(path: &str, sequence: u64) -> ValidOp {
         made_at_ms: 1_700_000_000_000,
         payload: Some(format!("{{\"n\": {sequence}}}")),
         in_group: false,
+        embedded: false,
         step: None,
     }
 }

@@ -1,6 +1,7 @@
 //! The store over a real Postgres: what it promises about order, repetition, refusal and outage.
 
 mod conflicts;
+mod embeddings;
 mod fixture;
 mod groups;
 mod handovers;

@@ -81,6 +81,7 @@ async fn invariant_03_tombstones_are_forgotten_only_when_no_outbox_can_bring_old
         player_tenures_purged: 0,
         invitations_purged: 0,
         conflicts_purged: 0,
+        embeddings_purged: 0,
     };
     assert_eq!(hub.store.maintain().await.expect("serves"), expected);
     assert_eq!(

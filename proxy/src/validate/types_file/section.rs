@@ -13,11 +13,12 @@ use toml::{Table, Value};
 
 use super::{TypeRules, bad};
 use crate::{
+    embed::text::{POINTERS_MAX, is_pointer},
     operation::{ConflictRule, History},
     validate::{game_rule::GameRule, schema::Schema},
 };
 
-const MEMBERS: [&str; 12] = [
+const MEMBERS: [&str; 13] = [
     "owner",
     "keep",
     "critical",
@@ -30,6 +31,7 @@ const MEMBERS: [&str; 12] = [
     "movement",
     "ops_per_second",
     "conflict",
+    "embed",
 ];
 
 /// One `[TYPE]` of the file, noting each mistake and going on.
@@ -82,6 +84,7 @@ impl Section<'_> {
             game_rules: self.game_rules(schema.as_ref()),
             schema,
             movement: self.switch("movement"),
+            embedded: self.embedded(owner),
             ops_per_second: self.ops_per_second(),
         };
         (policy, rules)
@@ -147,6 +150,28 @@ impl Section<'_> {
                 );
                 PAYLOAD_BYTES_MAX
             })
+    }
+
+    /// What hosts say of themselves is for the operator, and no text of the game.
+    fn embedded(&mut self, owner: Owner) -> Vec<String> {
+        let Some(value) = self.members.get("embed") else {
+            return Vec::new();
+        };
+        let texts = value.as_array().into_iter().flatten();
+        let pointers: Option<Vec<String>> = texts.map(|text| text.as_str().map(str::to_owned)).collect();
+        let fit = pointers.filter(|pointers| {
+            (1..=POINTERS_MAX).contains(&pointers.len()) && pointers.iter().all(|pointer| is_pointer(pointer))
+        });
+        if owner == Owner::Host {
+            self.refuse("embed", "is for types whose owner is \"map\", \"char\" or \"account\"");
+        } else if fit.is_none() {
+            let expected = format!(
+                "expected a list of 1 to {POINTERS_MAX} JSON pointers of at most 64 bytes, e.g. [\"/text\"]; leave it out for \
+                 none"
+            );
+            self.refuse("embed", &expected);
+        }
+        fit.unwrap_or_default()
     }
 
     fn ops_per_second(&mut self) -> Option<NonZeroU32> {
