@@ -17,6 +17,8 @@ pub mod map_server;
 pub mod raw_peer;
 pub mod recording;
 #[cfg(target_os = "linux")]
+pub mod search;
+#[cfg(target_os = "linux")]
 pub mod services;
 pub mod stack;
 #[cfg(target_os = "linux")]

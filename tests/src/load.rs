@@ -51,6 +51,9 @@ pub struct Options {
     /// redis:// URL of the Redis; `P2P_SYNC_TEST_REDIS` where it is not given.
     #[arg(long)]
     redis: Option<String>,
+    /// With a provider of embeddings that is down, and every map eligible: what is to be embedded waits.
+    #[arg(long)]
+    provider_down: bool,
     /// Where the outbox lies while it runs; a temporary folder is made in it.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
@@ -100,7 +103,18 @@ fn measure(options: &Options, database: &Database, folder: &Path, runtime: &toki
     let program = std::env::current_exe().expect("a running program has a path");
     let redis = options.redis.clone().unwrap_or_else(services::shared_redis_url);
     let server = HubDatabase::Server(database.url().to_owned());
-    let mut hub = Hub::new(&program, &folder.join("hub"), &server, &redis_settings(&redis));
+    let mut settings = redis_settings(&redis);
+    if options.provider_down {
+        settings.extend([
+            ("embedding_provider", "openai".to_owned()),
+            (
+                "embedding_base_url",
+                format!("http://127.0.0.1:{}/v1", services::free_port()),
+            ),
+            ("vector_eligible_maps", "*".to_owned()),
+        ]);
+    }
+    let mut hub = Hub::new(&program, &folder.join("hub"), &server, &settings);
     let credential = hub.add_host(1);
     let address = hub.start();
     let ledger = Arc::new(Ledger::default());
