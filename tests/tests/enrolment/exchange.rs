@@ -108,7 +108,7 @@ fn a_thousand_machines_with_one_token_at_once_are_one_host() {
 
 #[test]
 fn invariant_10_whoever_repeats_a_token_that_enrols_nobody_is_cut() {
-    let world = World::new();
+    let world = World::with(&[("max_connections_per_address", "64".to_owned())]);
     let token = invite(&world, &[]);
     world.hub.command(&["hosts", "uninvite", "1"]);
     let hub = world
