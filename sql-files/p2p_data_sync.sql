@@ -179,6 +179,14 @@ COMMENT ON TABLE p2p_sync.map_states IS
     'the order of the names, and holds it until the commit: so the stream''s numbers are committed in their order';
 COMMENT ON COLUMN p2p_sync.map_states.head IS 'The last stream sequence given out; not every number below it is used';
 
+CREATE TABLE IF NOT EXISTS p2p_sync.stream_floors (
+    stream  text COLLATE "C" PRIMARY KEY,
+    floor   bigint NOT NULL
+);
+COMMENT ON TABLE p2p_sync.stream_floors IS
+    'Up to which position deletions and logged operations of a stream may be forgotten: a subscriber that was told less begins '
+    'anew, with a snapshot. Apart from map_states, whose rows the writers lock';
+
 CREATE TABLE IF NOT EXISTS p2p_sync.states (
     path             text COLLATE "C" PRIMARY KEY,
     stream           text COLLATE "C" NOT NULL,

@@ -55,6 +55,13 @@ pub const HITS_MAX: u32 = 100;
 /// States in one page of `Scan` or `ChangesSince`.
 pub const PAGE_STATES_MAX: u32 = 1000;
 
+/// Streams that one watch follows, and prefixes that it chooses by.
+pub const WATCH_STREAMS_MAX: usize = 64;
+/// States in one `Update`.
+pub const UPDATE_STATES_MAX: usize = 256;
+/// States in one `Update`, encoded, bytes; one that is larger goes alone.
+pub const UPDATE_BYTES_MAX: usize = 256 * 1024;
+
 /// Unsettled holes below the newest settled sequence of one incarnation that the hub remembers.
 pub const SEQUENCE_GAPS_MAX: usize = 4096;
 
@@ -81,6 +88,10 @@ const _: () = assert!(
 const _: () = assert!(
     CACHE_VALUE_BYTES_MAX + CACHE_KEY_BYTES_MAX + CHANNEL_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX,
     "the largest value fits into a message"
+);
+const _: () = assert!(
+    UPDATE_BYTES_MAX + WATCH_STREAMS_MAX * (MAP_BYTES_MAX + 64) + REASON_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX,
+    "an update with all streams of a watch fits into a message"
 );
 const _: () = assert!(
     MAP_BYTES_MAX + ENTITY_BYTES_MAX + 64 <= PATH_BYTES_MAX,

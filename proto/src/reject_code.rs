@@ -20,6 +20,7 @@ impl Code {
                 | Self::RateLimited
                 | Self::TooManyGaps
                 | Self::EmbeddingsUnavailable
+                | Self::TooSlow
                 | Self::Internal
         )
     }

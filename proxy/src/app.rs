@@ -29,7 +29,7 @@ use crate::{
         peers::Peers,
     },
     cache::{Cache, Edits},
-    config::{Admission, Config},
+    config::{Admission, Config, Redis},
     embed::{Embedder, Embeddings, queue},
     host_cache::HostCache,
     ingress::Ingress,
@@ -40,6 +40,7 @@ use crate::{
     publish::Publisher,
     redis_client, reload,
     store::{Claim, Connection, Store},
+    streams::{Streams, wake_ups},
     tls::Tls,
     validate::types_file::{Rules, Sources},
     verdicts::Verdicts,
@@ -75,6 +76,8 @@ pub struct App {
     /// What the rules were made of.
     sources: Sources,
     keyring_file: PathBuf,
+    /// Where other proxies are heard.
+    redis: Option<Redis>,
     /// The right to be the only proxy on the database, where that is needed.
     claim: Option<Claim>,
 }
@@ -103,10 +106,11 @@ impl App {
         let timeline = store.timeline().await?;
         // Before anybody can be granted a map whose lease ran out while there was no hub to renew it.
         store.note_start().await?;
+        let streams = Streams::new(store.clone(), config.redis.is_none());
         let (cache, publisher, host_cache, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),
-                Publisher::process(),
+                Publisher::process(Arc::clone(&streams)),
                 HostCache::process(),
                 Some(store.claim_single_proxy().await?),
             ),
@@ -116,7 +120,7 @@ impl App {
                     Problem::new(Code::RedisUnreachable, sentence)
                 })?;
                 let cache = Cache::redis(connection.clone(), &redis.prefix, config.cache);
-                let publisher = Publisher::redis(connection.clone(), &redis.prefix);
+                let publisher = Publisher::redis(Arc::clone(&streams), connection.clone(), &redis.prefix);
                 (cache, publisher, HostCache::redis(connection, &redis.prefix), None)
             }
         };
@@ -129,6 +133,7 @@ impl App {
             store,
             cache,
             publisher,
+            streams,
             host_cache,
             embeddings: Embeddings::new(embedder, config.embedding_limits.clone()),
             timeline: timeline.into(),
@@ -147,6 +152,7 @@ impl App {
             types_file: config.types_file.clone(),
             sources,
             keyring_file: config.keyring_file.clone(),
+            redis: config.redis.clone(),
             claim,
         })
     }
@@ -173,6 +179,7 @@ impl App {
             types_file,
             sources,
             keyring_file,
+            redis,
             claim,
         } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -183,6 +190,12 @@ impl App {
         background.spawn(queue::run(Arc::clone(&hub)));
         background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
         background.spawn(reload::follow_keyring(Arc::clone(&hub), keyring_file));
+        background.spawn(Arc::clone(&hub.streams).run());
+        background.spawn(Arc::clone(&hub.streams).follow_hosts());
+        // Settings that make no client have made no connection either, and have been told of.
+        if let Some((redis, Ok(client))) = redis.map(|redis| (redis.prefix.clone(), redis_client::client(&redis))) {
+            background.spawn(wake_ups::listen(Arc::clone(&hub.streams), client, redis));
+        }
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
         let judge = Arc::clone(&hub);

@@ -16,6 +16,7 @@ use p2p_sync_proto::{
     v1::{
         self, bulk_server::BulkServer, critical_server::CriticalServer, enrol_server::EnrolServer,
         pull_server::PullServer, rotate_server::RotateServer, session_server::SessionServer,
+        subscribe_server::SubscribeServer,
     },
 };
 use prost::Message;
@@ -33,6 +34,7 @@ use crate::{
     operation::COUNTER_MAX,
     pipeline::{Hub, LetIn, Turn, Turns, refused, write_to_the_end},
     pull,
+    streams::watch::{self, Watch},
 };
 
 /// Longest message of an exchange that has nothing long to say, bytes.
@@ -46,11 +48,12 @@ pub struct Ingress {
 
 impl Ingress {
     /// The names of all services that [`Self::add_to`] adds.
-    pub const SERVICES: [&'static str; 6] = [
+    pub const SERVICES: [&'static str; 7] = [
         SessionServer::<Self>::NAME,
         CriticalServer::<Self>::NAME,
         BulkServer::<Self>::NAME,
         PullServer::<Self>::NAME,
+        SubscribeServer::<Self>::NAME,
         EnrolServer::<Self>::NAME,
         RotateServer::<Self>::NAME,
     ];
@@ -75,11 +78,15 @@ impl Ingress {
         let pull = PullServer::new(self.clone())
             .max_decoding_message_size(bytes)
             .max_encoding_message_size(bytes);
+        let subscribe = SubscribeServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
         routes
             .add_service(session)
             .add_service(critical)
             .add_service(bulk)
             .add_service(pull)
+            .add_service(subscribe)
             .add_service(EnrolServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX))
             .add_service(RotateServer::new(self.clone()).max_decoding_message_size(SHORT_BYTES_MAX));
     }
@@ -256,6 +263,30 @@ impl v1::pull_server::Pull for Ingress {
             Err(problem) => pull::refused(&self.hub, problem),
         };
         Ok(answered(&host, sender.seal(&reply)).await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::subscribe_server::Subscribe for Ingress {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Sealed, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::Sealed>) -> Result<Response<Self::WatchStream>, Status> {
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Subscribe, incoming.as_deref(), request.into_inner()).await?;
+        let (first, watch) = match opened {
+            Ok((host, Authenticated { sender, body })) => match host.question().await {
+                Ok(_turn) => Watch::begin(&self.hub, &host, sender, body).await,
+                Err(problem) => (watch::refused(&self.hub, &sender, problem), None),
+            },
+            Err(Replayed { sender, problem }) => (watch::refused(&self.hub, &sender, problem), None),
+        };
+        let told = futures::stream::unfold(watch.map(Box::new), |watch| async {
+            let mut watch = watch?;
+            let sealed = watch.next().await?;
+            Some((Ok(sealed), Some(watch)))
+        });
+        let first = futures::stream::once(std::future::ready(Ok(first)));
+        Ok(Response::new(Box::pin(first.chain(told))))
     }
 }
 

@@ -23,6 +23,7 @@ pub mod reload;
 pub mod replay;
 pub mod secret;
 pub mod store;
+pub mod streams;
 pub mod tls;
 pub mod validate;
 pub mod verdicts;

@@ -68,6 +68,17 @@ impl Sender {
     pub fn seal(&self, reply: &impl Message) -> v1::Sealed {
         message::seal(&self.to_host, Direction::ToHost, &self.label, reply)
     }
+
+    /// Seals the message of a number, from 1, of a server stream with an id of its own: in another place, or another stream,
+    /// it does not open.
+    pub fn seal_numbered(&self, stream_id: Uuid, number: u64, message: &impl Message) -> v1::Sealed {
+        let label = Label {
+            id: stream_id,
+            sequence: number,
+            ..self.label.clone()
+        };
+        message::seal(&self.to_host, Direction::ToHost, &label, message)
+    }
 }
 
 /// A message whose sender is known. Made by opening alone.

@@ -197,6 +197,8 @@ pub struct Committed {
     /// What readers may want to know of: operations that became the newest of their path, and each operation of types
     /// kept as `every`. In the order of each stream.
     pub changes: Vec<Change>,
+    /// The positions of streams that the message took: all changes lie in these, and nobody else's do.
+    pub spans: Vec<Span>,
     /// Of operations whose writer had seen another edit than the last, by their index: the last one of their path; of a
     /// group of each member's.
     pub edits: HashMap<u32, Vec<u64>>,
@@ -224,6 +226,17 @@ fn applied(index: u32) -> v1::Outcome {
         state: v1::OutcomeState::Applied.into(),
         ..Default::default()
     }
+}
+
+/// Positions of one stream that one transaction took: `(after, upto]`. Not every one of them is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// A map's name, `@player` or `@host`.
+    pub stream: String,
+    /// The last position before.
+    pub after: u64,
+    /// The last position of these.
+    pub upto: u64,
 }
 
 /// A change of state, as caches and subscribers take it.

@@ -29,6 +29,7 @@ use crate::{
     operation::{Committed, Outcome, Valid},
     publish::Publisher,
     store::Store,
+    streams::Streams,
     validate::{types_file::Rules, validate},
     verdicts::Verdicts,
 };
@@ -69,6 +70,8 @@ pub struct Hub {
     pub cache: Cache,
     /// Who is told of it.
     pub publisher: Publisher,
+    /// What is followed, and by whom.
+    pub streams: Arc<Streams>,
     /// What hosts keep here for a while, which is no state.
     pub host_cache: HostCache,
     /// What makes vectors of texts, and finds them.
@@ -145,7 +148,7 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     match (&valid, &committed) {
         (Ok(valid), Ok(committed)) => {
             hub.cache.put(&committed.changes);
-            hub.publisher.publish(&committed.changes);
+            hub.publisher.publish(committed);
             hub.embeddings.queued(valid);
             hub.verdicts.judge(received, valid, committed);
             hub.timeline.store(committed.timeline, Ordering::Relaxed);

@@ -1,80 +1,88 @@
-//! Publishing: telling whoever listens that a stream has moved on, after the commit and beside the acknowledgement.
+//! Publishing: telling whoever follows that a stream has moved on, after the commit and beside the acknowledgement.
 //!
-//! What is published is a wake-up that carries the change along. It may be lost: listeners see the gap in the stream's
-//! sequence and read it from Postgres. So a full queue or a dead Redis costs a message, never a write.
+//! What is published is a wake-up that carries the changes along. It may be lost: followers see the gap in the stream's
+//! positions and read it from Postgres. So a full queue or a dead Redis costs a message, never a write. Where nobody listens
+//! to a stream, the changes stay where they are, and only the positions are told.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use p2p_sync_proto::v1;
 use prost::Message;
 use redis::aio::ConnectionManager;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
-use crate::operation::Change;
+use crate::{
+    operation::{Committed, Span},
+    streams::{Streams, batch_of, wake_ups::channel},
+};
 
-/// Updates that wait for Redis, or for the slowest listener inside the process.
+/// Updates that wait for Redis.
 const UPDATES_MAX: usize = 4096;
 /// Bytes of the updates that wait for Redis.
 const UPDATE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// One update's bytes; of more only the positions are told.
+const ONE_UPDATE_BYTES_MAX: usize = 256 * 1024;
 /// Updates sent to Redis in one round trip.
 const UPDATES_PER_ROUND_TRIP: usize = 256;
+/// Streams that somebody listens to, as far as is remembered.
+const HEARD_MAX: usize = 16 * 1024;
 
-/// One change of one stream.
-#[derive(Clone, Debug)]
-pub struct Update {
-    /// A map's name, `@player` or `@host`.
-    pub stream: String,
-    /// The change, with its position in the stream.
-    pub state: v1::State,
+/// What one commit tells of one stream.
+#[derive(Debug)]
+struct Update {
+    stream: String,
+    published: v1::Published,
 }
 
 /// Where updates go.
 #[derive(Debug)]
-pub enum Publisher {
-    /// To listeners inside this process.
-    Process(broadcast::Sender<Update>),
-    /// To the channels `<prefix>:updates:<stream>` of Redis, each message an encoded [`v1::State`].
-    Redis(RedisPublisher),
+pub struct Publisher {
+    streams: Arc<Streams>,
+    /// Absent where there is no other proxy.
+    redis: Option<RedisPublisher>,
 }
 
 impl Publisher {
     /// A publisher for a hub of one process.
-    pub fn process() -> Self {
-        Self::Process(broadcast::Sender::new(UPDATES_MAX))
+    pub fn process(streams: Arc<Streams>) -> Self {
+        Self { streams, redis: None }
     }
 
-    /// A publisher over Redis; its task ends when the publisher is dropped.
-    pub fn redis(connection: ConnectionManager, prefix: &str) -> Self {
+    /// A publisher that tells other proxies by Redis; its task ends when the publisher is dropped.
+    pub fn redis(streams: Arc<Streams>, connection: ConnectionManager, prefix: &str) -> Self {
         let (queue, waiting) = mpsc::channel(UPDATES_MAX);
         let publisher = RedisPublisher {
             queue,
             queued_bytes: Arc::default(),
             lost: Arc::default(),
+            heard: Arc::default(),
         };
         let sending = Sending {
             connection,
-            channel_prefix: format!("{prefix}:updates:"),
+            prefix: prefix.to_owned(),
             queued_bytes: Arc::clone(&publisher.queued_bytes),
             lost: Arc::clone(&publisher.lost),
+            heard: Arc::clone(&publisher.heard),
         };
         tokio::spawn(sending.run(waiting));
-        Self::Redis(publisher)
+        Self {
+            streams,
+            redis: Some(publisher),
+        }
     }
 
-    /// Publishes what came by the critical lane. Never waits.
-    pub fn publish(&self, changes: &[Change]) {
-        for change in changes.iter().filter(|change| change.critical) {
-            let update = Update {
-                stream: change.stream.clone(),
-                state: change.to_wire(),
-            };
-            match self {
-                // Nobody listening is no error.
-                Self::Process(listeners) => drop(listeners.send(update)),
-                Self::Redis(redis) => redis.enqueue(update),
+    /// Publishes what a message led to. Never waits.
+    pub fn publish(&self, committed: &Committed) {
+        self.streams.offer(committed);
+        if let Some(redis) = &self.redis {
+            for span in &committed.spans {
+                redis.enqueue(committed, span);
             }
         }
     }
@@ -82,16 +90,61 @@ impl Publisher {
 
 /// The queue before Redis.
 #[derive(Debug)]
-pub struct RedisPublisher {
+struct RedisPublisher {
     queue: mpsc::Sender<Update>,
     queued_bytes: Arc<AtomicUsize>,
     /// Since Redis last answered: the first one is logged, and the sum when the outage is over.
     lost: Arc<AtomicU64>,
+    heard: Arc<Heard>,
+}
+
+/// Streams of which somebody heard the last update.
+#[derive(Debug, Default)]
+struct Heard(Mutex<HashSet<String>>);
+
+impl Heard {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, stream: &str) -> bool {
+        self.lock().contains(stream)
+    }
+
+    fn note(&self, stream: &str, receivers: i64) {
+        let mut heard = self.lock();
+        if receivers == 0 {
+            heard.remove(stream);
+        } else if heard.len() < HEARD_MAX && !heard.contains(stream) {
+            heard.insert(stream.to_owned());
+        }
+    }
 }
 
 impl RedisPublisher {
-    fn enqueue(&self, update: Update) {
-        let bytes = update.state.encoded_len();
+    fn enqueue(&self, committed: &Committed, span: &Span) {
+        let Span { stream, after, upto } = span;
+        let mut published = v1::Published {
+            after: *after,
+            upto: *upto,
+            left_out: true,
+            timeline: committed.timeline,
+            ..Default::default()
+        };
+        if self.heard.has(stream) {
+            let batch = batch_of(committed, stream, *after, *upto);
+            let entries = batch.entries.unwrap_or_default();
+            published.critical = batch.urgent;
+            if entries.iter().map(|entry| entry.bytes).sum::<usize>() <= ONE_UPDATE_BYTES_MAX {
+                published.left_out = false;
+                published.states = entries.iter().map(|entry| entry.state.clone()).collect();
+            }
+        }
+        let update = Update {
+            stream: stream.clone(),
+            published,
+        };
+        let bytes = update.published.encoded_len();
         let fits = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= UPDATE_BYTES_MAX;
         if !fits || self.queue.try_send(update).is_err() {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -102,9 +155,10 @@ impl RedisPublisher {
 
 struct Sending {
     connection: ConnectionManager,
-    channel_prefix: String,
+    prefix: String,
     queued_bytes: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
+    heard: Arc<Heard>,
 }
 
 impl Sending {
@@ -114,14 +168,17 @@ impl Sending {
             let mut pipeline = redis::pipe();
             let mut bytes = 0;
             for update in &updates {
-                let encoded = update.state.encode_to_vec();
+                let encoded = update.published.encode_to_vec();
                 bytes += encoded.len();
-                pipeline
-                    .publish(format!("{}{}", self.channel_prefix, update.stream), encoded)
-                    .ignore();
+                pipeline.publish(channel(&self.prefix, &update.stream), encoded);
             }
-            match pipeline.query_async::<()>(&mut self.connection).await {
-                Ok(()) => self.note_recovery(),
+            match pipeline.query_async::<Vec<i64>>(&mut self.connection).await {
+                Ok(receivers) => {
+                    for (update, receivers) in updates.iter().zip(receivers) {
+                        self.heard.note(&update.stream, receivers);
+                    }
+                    self.note_recovery();
+                }
                 Err(error) => note_lost(&self.lost, updates.len() as u64, &error.to_string()),
             }
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -134,7 +191,7 @@ impl Sending {
         if lost > 0 {
             tracing::info!(
                 lost,
-                "updates are published again; listeners read what was lost from the database"
+                "updates are published again; followers read what was lost from the database"
             );
         }
     }
@@ -144,7 +201,7 @@ fn note_lost(lost: &AtomicU64, count: u64, reason: &str) {
     if lost.fetch_add(count, Ordering::Relaxed) == 0 {
         tracing::warn!(
             reason,
-            "updates are not published; writes go on, and listeners read from the database"
+            "updates are not published; writes go on, and followers read from the database"
         );
     }
 }

@@ -21,5 +21,6 @@ pub mod search;
 #[cfg(target_os = "linux")]
 pub mod services;
 pub mod stack;
+pub mod subscriber;
 #[cfg(target_os = "linux")]
 pub mod timing;

@@ -27,6 +27,7 @@ use super::Rate;
 use crate::{
     operation::Valid,
     pipeline::{WritePermit, Writes},
+    streams::End,
     validate::types_file::Rules,
 };
 
@@ -58,6 +59,9 @@ const HELD_KIB: usize = 16 * 1024;
 const UNREAD_KIB: usize = 8 * 1024;
 /// Streams of batches; the oldest ends for one more, which a host opens that has lost the connection of the others.
 const STREAMS_MAX: usize = 4;
+/// Watches, and the streams of all of them together; the oldest watch ends for one more, likewise.
+const WATCHES_MAX: usize = 128;
+const FOLLOWED_MAX: usize = 512;
 /// When what found no room comes again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Between two lines of the log that say that a host is held back.
@@ -100,6 +104,8 @@ pub struct Host {
     held: Arc<Semaphore>,
     unread: Arc<Semaphore>,
     streams: Mutex<VecDeque<Arc<Notify>>>,
+    watches: Mutex<VecDeque<Arc<End>>>,
+    followed: Arc<Semaphore>,
     refused: Mutex<Refused>,
 }
 
@@ -170,6 +176,14 @@ pub struct StreamPlace {
     ends: Arc<Notify>,
 }
 
+/// A watch's place among its host's, given back with this value.
+#[derive(Debug)]
+pub struct WatchPlace {
+    host: Arc<Host>,
+    end: Arc<End>,
+    _followed: OwnedSemaphorePermit,
+}
+
 impl Hosts {
     /// Nobody was heard yet. `connections` is how many the database gives to a lane.
     pub fn new(quota: Quota, connections: usize) -> Self {
@@ -210,6 +224,8 @@ impl Host {
             held: Arc::new(Semaphore::new(HELD_KIB)),
             unread: Arc::new(Semaphore::new(UNREAD_KIB)),
             streams: Mutex::default(),
+            watches: Mutex::default(),
+            followed: Arc::new(Semaphore::new(FOLLOWED_MAX)),
             refused: Mutex::default(),
         }
     }
@@ -400,6 +416,34 @@ impl Host {
         }
     }
 
+    /// A further watch of so many streams, which ends when `end` is told. `RATE_LIMITED` with too many streams.
+    pub fn watch(self: &Arc<Self>, streams: usize, end: &Arc<End>) -> Result<WatchPlace, Problem> {
+        let many = u32::try_from(streams).unwrap_or(u32::MAX);
+        let followed = Arc::clone(&self.followed).try_acquire_many_owned(many).map_err(|_| {
+            let sentence = format!("the host follows {FOLLOWED_MAX} streams already: end a watch first");
+            self.note_refusal(&sentence);
+            Problem::new(Code::RateLimited, sentence)
+        })?;
+        let mut watches = lock(&self.watches);
+        watches.push_back(Arc::clone(end));
+        if watches.len() > WATCHES_MAX
+            && let Some(oldest) = watches.pop_front()
+        {
+            let sentence = format!("the host has opened {WATCHES_MAX} watches since: the oldest ends");
+            oldest.now(Problem::new(Code::RateLimited, sentence));
+        }
+        Ok(WatchPlace {
+            host: Arc::clone(self),
+            end: Arc::clone(end),
+            _followed: followed,
+        })
+    }
+
+    /// Waits until a watch of the host may read from the database for itself.
+    pub async fn reading(&self) -> OwnedSemaphorePermit {
+        permits(&self.reads, 1).await
+    }
+
     /// Counts that something of the host was put off, and tells it now and then.
     fn note_refusal(&self, why: &str) {
         let mut refused = lock(&self.refused);
@@ -415,6 +459,12 @@ impl Host {
 impl Drop for StreamPlace {
     fn drop(&mut self) {
         lock(&self.host.streams).retain(|ends| !Arc::ptr_eq(ends, &self.ends));
+    }
+}
+
+impl Drop for WatchPlace {
+    fn drop(&mut self) {
+        lock(&self.host.watches).retain(|end| !Arc::ptr_eq(end, &self.end));
     }
 }
 

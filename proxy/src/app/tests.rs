@@ -385,6 +385,7 @@ async fn reflection_lists_the_services_that_are_served() {
         "p2p_sync.v1.Critical",
         "p2p_sync.v1.Bulk",
         "p2p_sync.v1.Pull",
+        "p2p_sync.v1.Subscribe",
         "p2p_sync.v1.Enrol",
         "p2p_sync.v1.Rotate",
         "grpc.health.v1.Health",

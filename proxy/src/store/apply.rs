@@ -65,6 +65,7 @@ impl Store {
             outcomes: Vec::new(),
             settled_now: Vec::new(),
             changes: Vec::new(),
+            spans: Vec::new(),
             edits: HashMap::new(),
         };
         let (parts, repeated) = split(valid);

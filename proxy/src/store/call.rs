@@ -15,7 +15,7 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 use super::{apply::Part, signed, unsigned};
-use crate::operation::{Change, Committed, History, Outcome, Valid, ValidOp};
+use crate::operation::{Change, Committed, History, Outcome, Span, Valid, ValidOp};
 
 const APPLY: &str = "SELECT * FROM p2p_sync.apply_batch($1, $2, $3, \
     $4::text::int8multirange, $5::text::int8multirange, $6::text::int8multirange, \
@@ -236,6 +236,7 @@ impl Answer {
     /// Adds what became of a part.
     pub(super) fn add_to(&self, committed: &mut Committed, valid: &Valid, part: &Part<'_>) {
         committed.timeline = self.timeline;
+        self.add_spans(committed, part);
         let mut member = 0;
         for (row, op) in (1..).zip(&part.ops) {
             let outcome = self.outcome(Some(row), op.position.sequence);
@@ -279,6 +280,27 @@ impl Answer {
             };
             committed.outcomes.push((refused.index, outcome));
         }
+    }
+
+    /// A stream's numbers were taken in one piece, one for each operation of the part there; any that was decided tells where.
+    fn add_spans(&self, committed: &mut Committed, part: &Part<'_>) {
+        let given: Vec<&str> = part.ops.iter().map(|op| op.path.parts().scope.stream()).collect();
+        let (streams, counts, stream_of, stream_back) = number(&given);
+        let mut heads: Vec<Option<i64>> = vec![None; streams.len()];
+        for (row, (of, back)) in (1..).zip(stream_of.iter().zip(&stream_back)) {
+            if let (Some(decided), Ok(of)) = (self.decided.get(&row), usize::try_from(*of)) {
+                heads[of - 1] = Some(decided.number + back);
+            }
+        }
+        let taken = streams.iter().zip(counts).zip(heads);
+        let spans = taken.filter_map(|((stream, count), head)| {
+            head.map(|head| Span {
+                stream: (*stream).to_owned(),
+                after: unsigned(head - count),
+                upto: unsigned(head),
+            })
+        });
+        committed.spans.extend(spans);
     }
 
     fn outcome(&self, row: Option<i64>, sequence: u64) -> Outcome {

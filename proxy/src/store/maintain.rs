@@ -14,8 +14,12 @@ const OLD_PARTITIONS: &str = "SELECT relname::text FROM pg_inherits JOIN pg_clas
     WHERE inhparent = 'p2p_sync.operations'::regclass AND relname ~ '^operations_[0-9]{8}$' \
     AND to_date(right(relname, 8), 'YYYYMMDD') < (now() AT TIME ZONE 'UTC')::date - $1::int";
 
-const OLD_STRAYS: &str =
-    "DELETE FROM p2p_sync.operations_default WHERE received_at < now() - make_interval(days => $1)";
+const OLD_STRAYS: &str = "WITH gone AS ( \
+        DELETE FROM p2p_sync.operations_default WHERE received_at < now() - make_interval(days => $1) \
+            RETURNING stream, stream_sequence, keeps_every) \
+    INSERT INTO p2p_sync.stream_floors AS f (stream, floor) \
+        SELECT stream, max(stream_sequence) FROM gone WHERE keeps_every GROUP BY stream ORDER BY stream \
+    ON CONFLICT (stream) DO UPDATE SET floor = greatest(f.floor, excluded.floor)";
 
 /// What a host's older outboxes still hold after so long is older than the tombstones that would keep it out. Counted from
 /// when the next one was opened: until then the older one was in use, and its newest operations are of that day.
@@ -27,9 +31,15 @@ const CLOSE_OLD: &str = "UPDATE p2p_sync.settled_sequences AS s SET closed = tru
         GROUP BY host_id) AS expired \
     WHERE s.host_id = expired.host_id AND s.incarnation = expired.incarnation AND NOT s.closed";
 
+/// Who was told less of the stream than that a path was deleted would go on holding it.
+const RAISE_FLOORS: &str = "noted AS (INSERT INTO p2p_sync.stream_floors AS f (stream, floor) \
+        SELECT stream, max(stream_sequence) FROM gone GROUP BY stream ORDER BY stream \
+    ON CONFLICT (stream) DO UPDATE SET floor = greatest(f.floor, excluded.floor))";
+
 const TOMBSTONES: Old = Old {
     table: "states",
     which: "deleted AND received_at < now() - make_interval(days => $1)",
+    noted: Some(RAISE_FLOORS),
 };
 
 /// As long as an operation can come again, its rejection is told again.
@@ -38,33 +48,39 @@ const REJECTED: Old = Old {
     which: "received_at < now() - make_interval(days => $1) AND (sequence IS NULL OR EXISTS ( \
         SELECT FROM p2p_sync.settled_sequences AS s \
         WHERE s.host_id = old.host_id AND s.incarnation >= old.incarnation AND s.closed))",
+    noted: None,
 };
 
 const VERDICTS: Old = Old {
     table: "security_validations",
     which: "received_at < now() - make_interval(days => $1)",
+    noted: None,
 };
 
 const PLAYER_TENURES: Old = Old {
     table: "player_tenures",
     which: "ended_at < now() - make_interval(days => $1)",
+    noted: None,
 };
 
 const INVITATIONS: Old = Old {
     table: "invitations",
     which: "expires_at < now() - make_interval(days => $1)",
+    noted: None,
 };
 
 /// What is open waits for the operator.
 const CONFLICTS: Old = Old {
     table: "conflicts",
     which: "last_at < now() - make_interval(days => $1) AND (rule <> 'both' OR resolved_at IS NOT NULL)",
+    noted: None,
 };
 
 /// What is kept as `every` is searched as long as it is logged.
 const EMBEDDED_LINES: Old = Old {
     table: "embeddings",
     which: "entry > 0 AND received_at < now() - make_interval(days => $1)",
+    noted: None,
 };
 
 /// Where a map is not eligible any more, what was embedded of it stays as it is, but goes with its path.
@@ -72,18 +88,22 @@ const EMBEDDED_AND_DELETED: Old = Old {
     table: "embeddings",
     which: "$1::int >= 0 AND EXISTS (SELECT FROM p2p_sync.states AS s \
         WHERE s.path = old.path AND s.deleted AND s.stream_sequence > old.stream_sequence)",
+    noted: None,
 };
 
 /// What it is of is not there any more, or nobody has looked for as long as the log is kept.
 const EMBEDDING_QUEUE: Old = Old {
     table: "embedding_queue",
     which: "(entry > 0 OR dead_code IS NOT NULL) AND queued_at < now() - make_interval(days => $1)",
+    noted: None,
 };
 
 /// Rows of a table that were kept long enough.
 struct Old {
     table: &'static str,
     which: &'static str,
+    /// What is noted of the positions that are `gone`, as a part of the statement.
+    noted: Option<&'static str>,
 }
 
 /// So many rows are deleted well within a statement's time, and writers who meet them wait for no longer.
@@ -155,14 +175,19 @@ impl Store {
 
 /// Deletes old rows, some at a time; gives how many.
 async fn purge(client: &Object, old: &Old, days: i32) -> Result<u64, tokio_postgres::Error> {
-    let Old { table, which } = old;
+    let Old { table, which, noted } = old;
     let some = format!(
         "DELETE FROM p2p_sync.{table} WHERE ctid = ANY (ARRAY( \
             SELECT ctid FROM p2p_sync.{table} AS old WHERE {which} LIMIT {PURGED_AT_ONCE} FOR UPDATE SKIP LOCKED))"
     );
+    let and_note =
+        noted.map(|noted| format!("WITH gone AS ({some} RETURNING stream, stream_sequence), {noted} SELECT FROM gone"));
     let (began, mut purged) = (Instant::now(), 0);
     loop {
-        let rows = client.execute(&some, &[&days]).await?;
+        let rows = match &and_note {
+            Some(and_note) => client.query(and_note, &[&days]).await?.len() as u64,
+            None => client.execute(&some, &[&days]).await?,
+        };
         purged += rows;
         if rows < PURGED_AT_ONCE || began.elapsed() > PURGE_TIME {
             return Ok(purged);
@@ -185,13 +210,26 @@ async fn turn_log(client: &mut Object, retention_days: i32) -> Result<u64, tokio
         .await?;
     let old = transaction.query(OLD_PARTITIONS, &[&retention_days]).await?;
     for partition in &old {
+        let partition: &str = partition.get(0);
+        transaction.batch_execute(&raise_floors(partition)).await?;
         transaction
-            .batch_execute(&format!("DROP TABLE p2p_sync.{}", partition.get::<_, &str>(0)))
+            .batch_execute(&format!("DROP TABLE p2p_sync.{partition}"))
             .await?;
     }
     transaction.execute(OLD_STRAYS, &[&retention_days]).await?;
     transaction.commit().await?;
     Ok(old.len() as u64)
+}
+
+/// Notes what subscribers miss who have not been told what a partition holds; a look at the end of each stream in its index.
+fn raise_floors(partition: &str) -> String {
+    format!(
+        "INSERT INTO p2p_sync.stream_floors AS f (stream, floor) \
+            SELECT m.stream, l.stream_sequence FROM p2p_sync.map_states AS m CROSS JOIN LATERAL ( \
+                SELECT stream_sequence FROM p2p_sync.{partition} WHERE stream = m.stream AND keeps_every \
+                ORDER BY stream_sequence DESC LIMIT 1) AS l ORDER BY m.stream \
+        ON CONFLICT (stream) DO UPDATE SET floor = greatest(f.floor, excluded.floor)"
+    )
 }
 
 /// Postgres counts days as `integer`, and its clock does not go back further than some hundred thousand.

@@ -1,7 +1,7 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
-//! refuses, `read` answers what readers ask, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
+//! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
 //! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
 //! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `reembed` makes them anew, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
@@ -24,6 +24,7 @@ mod read;
 mod reembed;
 mod renewal;
 pub mod schema;
+mod streams;
 mod verdicts;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;
 pub use read::StateRow;
 pub use reembed::Progress;
+pub use streams::{Changes, Head, Reader};
 pub use verdicts::{VerdictRow, VerdictSum};
 
 use crate::secret::Secret;

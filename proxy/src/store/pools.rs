@@ -1,5 +1,5 @@
-//! The connections: one pool a lane, one for what hosts ask and one for what the hub asks for itself, so that none waits for
-//! another's.
+//! The connections: one pool a lane, one for what hosts ask, one for what the hub asks for itself and one for what it reads of
+//! streams for all subscribers, so that none waits for another's.
 
 use std::{str::FromStr, time::Duration};
 
@@ -16,6 +16,8 @@ const READ_CONNECTIONS: usize = 4;
 const OWN_CONNECTIONS: usize = 2;
 /// One embeds what waits, the others search.
 const EMBEDDING_CONNECTIONS: usize = 4;
+/// Each stream is read once for all who follow it.
+const STREAM_CONNECTIONS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The embedded engine starts within it, and recovers after a kill, also on a busy machine.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -28,6 +30,7 @@ pub(super) struct Pools {
     reads: Pool,
     own: Pool,
     embeddings: Pool,
+    streams: Pool,
     pub(super) config: tokio_postgres::Config,
     #[cfg(feature = "embedded")]
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
@@ -84,6 +87,12 @@ impl Pools {
                 config.bulk_statement_timeout,
                 &format!("{BY_FILTER}; {}", searching(config.hnsw)),
             )?,
+            streams: pool(
+                manager("streams"),
+                STREAM_CONNECTIONS,
+                config.statement_timeout,
+                BY_INDEX,
+            )?,
             config: server,
             #[cfg(feature = "embedded")]
             engine: None,
@@ -105,7 +114,8 @@ impl Pools {
             bulk: only.clone(),
             reads: only.clone(),
             own: only.clone(),
-            embeddings: only,
+            embeddings: only.clone(),
+            streams: only,
             config: server,
             engine: Some(engine),
         })
@@ -141,6 +151,11 @@ impl Pools {
         self.embeddings.get().await
     }
 
+    /// For what is read of streams for all who follow them.
+    pub(super) async fn streams(&self) -> Result<Object, PoolError> {
+        self.streams.get().await
+    }
+
     /// Whether the database lives in this process, so that no other proxy can use it.
     pub(super) fn is_embedded(&self) -> bool {
         #[cfg(feature = "embedded")]
@@ -159,7 +174,15 @@ impl Pools {
     }
 
     pub(super) async fn close(&self) {
-        for pool in [&self.critical, &self.bulk, &self.reads, &self.own, &self.embeddings] {
+        let pools = [
+            &self.critical,
+            &self.bulk,
+            &self.reads,
+            &self.own,
+            &self.embeddings,
+            &self.streams,
+        ];
+        for pool in pools {
             pool.close();
         }
         #[cfg(feature = "embedded")]

@@ -25,7 +25,7 @@ const SCAN: &str = concat!(
     " FROM p2p_sync.states WHERE path >= $1 AND path <= $2 AND path > $3 AND NOT deleted ORDER BY path LIMIT $4"
 );
 
-const CHANGES: &str = concat!(
+pub(super) const CHANGES: &str = concat!(
     "SELECT * FROM ((SELECT ",
     columns!(),
     " FROM p2p_sync.states WHERE stream = $1 AND stream_sequence > $2 AND NOT keeps_every \
@@ -79,7 +79,7 @@ pub struct StateRow {
 }
 
 impl StateRow {
-    fn of(row: &Row) -> Self {
+    pub(super) fn of(row: &Row) -> Self {
         let received_at: SystemTime = row.get(9);
         let since_1970 = received_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self {

@@ -147,6 +147,7 @@ fn nobody_is_flagged_for_what_was_not_stored() {
                 .collect(),
             settled_now: vec![],
             changes: vec![],
+            spans: vec![],
             edits: std::collections::HashMap::new(),
         };
         verdicts.judge(Instant::now(), &valid, &committed);
@@ -186,6 +187,7 @@ fn a_coming_that_is_refused_for_its_account_is_no_trespass_and_a_going_is() {
         ],
         settled_now: vec![0, 1, 2],
         changes: vec![],
+        spans: vec![],
         edits: std::collections::HashMap::new(),
     };
     let found: Vec<_> = trespasses(&valid, &committed).map(|verdict| verdict.rule).collect();

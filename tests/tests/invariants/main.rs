@@ -16,6 +16,7 @@ mod order;
 mod presence;
 mod repetition;
 mod secrecy;
+mod subscribing;
 mod timing;
 mod waiting;
 mod wire;

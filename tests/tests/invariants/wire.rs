@@ -14,6 +14,7 @@ use p2p_sync_proto::{
         critical_client::CriticalClient, operation::Payload, pull_client::PullClient, session_client::SessionClient,
     },
 };
+use p2p_sync_tests::subscriber::Subscriber;
 use prost::{Message, bytes::Bytes};
 use tonic::{
     Status,
@@ -109,6 +110,25 @@ impl WireHost {
             replies.push(self.open(&answer));
         }
         Ok(replies)
+    }
+
+    /// Opens a watch that the hub does not refuse.
+    pub(crate) async fn subscribe(&self, channel: &Channel, request: &v1::SubscribeRequest) -> Subscriber {
+        let subscriber = self.ask_to_subscribe(channel, request).await;
+        assert_eq!(
+            subscriber.answer.code(),
+            v1::RejectCode::None,
+            "{}",
+            subscriber.answer.message
+        );
+        subscriber
+    }
+
+    /// Opens a watch; the hub may have refused it.
+    pub(crate) async fn ask_to_subscribe(&self, channel: &Channel, request: &v1::SubscribeRequest) -> Subscriber {
+        let label = self.label(Lane::Subscribe);
+        let opened = Subscriber::open(channel, &self.credential, label, request).await;
+        opened.expect("the hub answers")
     }
 
     /// A PUT, or with no payload a DELETE, at a sequence.

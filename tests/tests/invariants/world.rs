@@ -27,9 +27,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// Agents are called from threads that may wait, as a map server calls them; what is async here runs on this.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime can be made"));
 
-/// Runs a future to its end.
+/// Runs a future to its end, also inside of another.
 pub(crate) fn run<F: Future>(future: F) -> F::Output {
-    RUNTIME.block_on(future)
+    tokio::task::block_in_place(|| RUNTIME.block_on(future))
 }
 
 /// Looks every 10 ms until `holds`, and panics with `what` when it does not in [`PATIENCE`].
@@ -110,6 +110,29 @@ impl World {
             url: postgres_url.to_owned(),
             _database: None,
         }
+    }
+
+    /// A further proxy on the hub's database, Redis and keyring, not started.
+    pub(crate) fn another_proxy(&self) -> Hub {
+        let conf = std::fs::read_to_string(self.hub.config()).expect("the hub has a configuration");
+        let value = |key: &str| {
+            conf.lines()
+                .find_map(|line| line.strip_prefix(&format!("{key} = ")))
+                .map(str::to_owned)
+        };
+        let redis =
+            ["redis_host", "redis_port", "redis_prefix"].map(|key| (key, value(key).expect("set by this world")));
+        let mut settings = redis.to_vec();
+        settings.push(("port", free_port().to_string()));
+        let folder = self.folder.path().join(format!("proxy-{}", Uuid::new_v4().simple()));
+        let proxy = Hub::new(
+            Path::new(PROGRAM),
+            &folder,
+            &HubDatabase::Server(self.url.clone()),
+            &settings,
+        );
+        self.hub.share_keyring(&proxy);
+        proxy
     }
 
     /// Where the hub serves, or will.

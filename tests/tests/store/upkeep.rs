@@ -34,6 +34,10 @@ async fn the_log_has_tomorrows_partition_and_loses_those_past_their_retention() 
         )
         .await
         .expect("makes old partitions");
+    let old_message = "INSERT INTO p2p_sync.operations SELECT stream, 7, now() - interval '31 days', gen_random_uuid(), in_group, path, \
+            data_type, true, tenure, incarnation, sequence, host_id, account_id, map, deleted, payload, made_at_ms, superseded, \
+            origin_hub, hub_edit FROM p2p_sync.operations";
+    hub.sql.batch_execute(old_message).await.expect("an old message");
     let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'p2p_sync.operations'::regclass";
     assert_eq!(
         hub.count(partitions).await,
@@ -50,6 +54,12 @@ async fn the_log_has_tomorrows_partition_and_loses_those_past_their_retention() 
     assert_eq!(hub.count(partitions).await, 4);
     assert_eq!(hub.store.maintain().await.expect("serves"), Maintained::default());
     assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.operations").await, 1);
+    let floor = "SELECT floor FROM p2p_sync.stream_floors WHERE stream = 'prontera'";
+    assert_eq!(
+        hub.count(floor).await,
+        7,
+        "who was not told of the old message begins anew"
+    );
 }
 
 #[tokio::test]
@@ -89,6 +99,12 @@ async fn invariant_03_tombstones_are_forgotten_only_when_no_outbox_can_bring_old
         ["OUTBOX_TOO_OLD"]
     );
     assert_eq!(hub.state("prontera/NPC_STATE/1").await, None);
+    let floor = "SELECT floor FROM p2p_sync.stream_floors WHERE stream = 'prontera'";
+    assert_eq!(
+        hub.count(floor).await,
+        1,
+        "who was not told of the deletion begins anew"
+    );
     let current = ValidOp {
         position: at(2, 1),
         ..put("prontera/NPC_STATE/1", 1)
