@@ -34,10 +34,11 @@ use crate::{
     keys::Keys,
     lanes::{Lanes, Submission, Taken},
     leases::{LeaseState, LeaseStatus, Leases},
-    link::{self, LinkState, Puller},
+    link::{self, LinkState, Puller, Watcher},
     outbox::{DeadLetter, Outbox},
     pending::Pending,
     questions::{Question, Questions},
+    replica::Replicas,
     results::{Event, Observer, OperationState, Results, Settled},
     shared::Shared,
     spooler::{Alarm, Spooler},
@@ -60,6 +61,8 @@ pub struct Agent {
     runtime: Mutex<Option<Runtime>>,
     writing: Writing,
     puller: Arc<Puller>,
+    #[cfg(unix)]
+    watcher: Arc<Watcher>,
     questions: Arc<Questions>,
     subscriptions: Arc<Subscriptions>,
 }
@@ -197,14 +200,12 @@ impl Agent {
             config,
         });
         let runtime = link::runtime(shared.config.worker_threads)?;
-        let puller = {
+        let (puller, watcher) = {
             let _inside = runtime.enter();
-            Arc::new(Puller::new(
-                &shared.config,
-                shared.keys.clone(),
-                shared.incarnation,
-                shared.sent.clone(),
-            ))
+            let (config, keys, sent) = (&shared.config, &shared.keys, &shared.sent);
+            let puller = Puller::new(config, keys.clone(), shared.incarnation, sent.clone());
+            let watcher = Watcher::new(config, keys.clone(), shared.incarnation, sent.clone());
+            (Arc::new(puller), Arc::new(watcher))
         };
         // Last of what can fail: it holds the outbox until it is told to end.
         let spooler = Spooler::new(shared.clone(), exits.spool, outbox);
@@ -213,13 +214,16 @@ impl Agent {
         if shared.config.enabled {
             link::start(&shared, &puller, &runtime);
         }
+        let replicas: Arc<Replicas> = Arc::default();
         Ok(Self {
-            questions: Questions::new(shared.clone(), puller.clone()),
-            subscriptions: Arc::new(Subscriptions::new(&shared.config, puller.clone())),
+            questions: Questions::new(shared.clone(), puller.clone(), replicas.clone()),
+            subscriptions: Arc::new(Subscriptions::new(&shared.config, watcher.clone(), replicas)),
             shared,
             runtime: Mutex::new(Some(runtime)),
             writing: Writing::by(spooler),
             puller,
+            #[cfg(unix)]
+            watcher,
         })
     }
 
@@ -374,7 +378,7 @@ impl Agent {
 
     /// Follows a stream from its beginning: what is there and each change come as [`AgentEvent::Update`], in the order of
     /// the stream, also after the hub was away; nothing is left out but what a newer state of its path replaced before it
-    /// was read. Updates wait to be taken, then no more are read. Waits for nothing.
+    /// was told. The hub pushes them; they wait to be taken, and no more are read then. Waits for nothing.
     ///
     /// Refuses with `BAD_MAP` and `BAD_PATH`, `QUEUE_FULL` with too many subscriptions, and `SHUT_DOWN`.
     pub fn subscribe(&self, subscription: Subscription) -> Result<u64, Problem> {
@@ -390,6 +394,21 @@ impl Agent {
     /// Follows a stream with a queue of its own.
     pub(crate) fn watch(&self, subscription: Subscription) -> Result<Watch, Problem> {
         Watch::begin(&self.subscriptions, &self.runtime()?, subscription)
+    }
+
+    /// Passes a watch on to another program, until it ends.
+    #[cfg(unix)]
+    pub(crate) fn pass_on(
+        &self,
+        request: &str,
+        output: &mut impl std::io::Write,
+    ) -> Result<std::io::Result<()>, Problem> {
+        Ok(crate::local_api::pass_on(
+            &self.runtime()?,
+            &self.watcher,
+            request,
+            output,
+        ))
     }
 
     /// Takes the oldest event if it `fits`, else leaves it. Waits for nothing; `fits` must be quick and not call the

@@ -22,7 +22,7 @@ use self::events::{CHANGES_MAX, Events};
 use crate::{
     Agent, Config,
     keys::Keys,
-    link::{self, Puller},
+    link::{self, Puller, Watcher},
     local_api::{self, Action, Member, READ_TIMEOUT, Request, answer},
     results::Observer,
     subscriptions::Subscriptions,
@@ -428,8 +428,8 @@ fn watch(config: &Config, request: &Request) -> Result<ExitCode, Problem> {
     watched.unwrap_or_else(|| {
         let runtime = link::runtime(1)?;
         let keys = Arc::new(Keys::new(config.credential()?));
-        let puller = runtime.block_on(async { Puller::new(config, keys, 0, Arc::default()) });
-        let subscriptions = Arc::new(Subscriptions::new(config, Arc::new(puller)));
+        let way = runtime.block_on(async { Watcher::new(config, keys, 0, Arc::default()) });
+        let subscriptions = Arc::new(Subscriptions::new(config, Arc::new(way), Arc::default()));
         let watch = Watch::begin(&subscriptions, runtime.handle(), subscription)?;
         let written = watch.write_lines(&mut stdout(), || false);
         written.or_else(|error| local_api::watched(&error))

@@ -30,6 +30,7 @@ mod outbox;
 mod pending;
 mod questions;
 mod read;
+mod replica;
 mod resend;
 mod results;
 mod shared;

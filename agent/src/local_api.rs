@@ -5,6 +5,8 @@
 mod client;
 #[cfg(unix)]
 mod socket;
+#[cfg(unix)]
+mod watch_lines;
 
 use std::{
     io::{self, BufRead, Write},
@@ -138,7 +140,7 @@ pub(crate) struct Request {
     /// An embedding, or an object that says what is searched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) search: Option<Box<RawValue>>,
-    /// Base64 of a `PullRequest`.
+    /// Base64 of a `PullRequest`; to watch, of a `SubscribeRequest`, whose updates come as they are.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) pull: String,
     /// Which program attaches: drawn anew at each of its starts.
@@ -196,6 +198,12 @@ pub(crate) fn serve(
         };
         let (tag, answered) = match (serde_json::from_slice::<Request>(&line), is_gone) {
             (Ok(request), Some(is_gone)) if matches!(request.action, Action::Watch) => {
+                if !request.pull.is_empty() {
+                    return match agent.pass_on(&request.pull, &mut output) {
+                        Ok(passed) => passed,
+                        Err(problem) => writeln!(output, "{}", told(request.tag, Err(problem))),
+                    };
+                }
                 match followed(&request).and_then(|subscription| agent.watch(subscription)) {
                     Ok(watch) => return watch.write_lines(&mut output, is_gone),
                     Err(problem) => (request.tag, Err(problem)),
@@ -481,4 +489,7 @@ mod socket {
 
 pub(crate) use socket::{ask, ask_within, close, listen, watch};
 #[cfg(unix)]
-pub(crate) use socket::{connect, exchange};
+pub(crate) use {
+    socket::{connect, exchange},
+    watch_lines::{WatchLines, pass_on},
+};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use p2p_sync_proto::{
-    Code, Policies, Problem,
+    Code, Path, Policies, Problem,
     cache::check_key,
     ids,
     policy::Place,
@@ -28,6 +28,7 @@ use crate::{
     events::Events,
     link::Puller,
     read,
+    replica::Replicas,
     results::{OperationState, Results, Settled},
     shared::Shared,
     similar,
@@ -54,6 +55,10 @@ pub enum Question {
     /// | `{}` | the path that the type's policy gives for `map` and `account_id`; where it needs a character or an entity, `"char_id"` and `"entity"`, or the members that the policy names (`"monster_id"`), say which |
     /// | `{"path": "prontera/MAP_STATE"}` | that path, whatever the type |
     /// | `{"prefix": "prontera/", "limit": 100, "cursor": ""}` | a page of the states below the prefix, in the order of their paths; `limit` and `cursor` may be left out, the next page's cursor is in the answer |
+    ///
+    /// The first two may have `"kept": true`: they are answered at once, without the hub, from what the program follows
+    /// ([`crate::Agent::subscribe`]) as it was pushed; `NOT_KEPT` where that does not cover the path, its snapshot has not
+    /// come whole, or the hub is not heard.
     ///
     /// Other members are refused with `BAD_REQUEST` and the nearest known one. The answer's data is
     /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "hub_edit", "data"}`, for a page
@@ -107,6 +112,16 @@ pub enum Question {
 }
 
 impl Question {
+    /// The path that is to be read of what is kept here, if that was asked for; `request` is the question as it is sent.
+    fn kept(&self, request: &v1::PullRequest) -> Option<Path> {
+        match (self, &request.what) {
+            (Self::Read { request, .. }, Some(What::Get(get))) if read::asks_for_kept(request) => {
+                Path::parse(&get.path).ok()
+            }
+            _ => None,
+        }
+    }
+
     /// The question as it is sent.
     fn request(&self, policies: &Policies, host_id: Uuid) -> Result<v1::PullRequest, Problem> {
         let (Self::Read { request: text, .. }
@@ -218,6 +233,7 @@ impl Asker for Shared {
 pub(crate) struct Questions {
     asker: Arc<dyn Asker>,
     puller: Arc<Puller>,
+    replicas: Arc<Replicas>,
     places: Arc<Semaphore>,
     unanswered: Mutex<HashSet<Uuid>>,
     kept: Mutex<Kept>,
@@ -226,10 +242,11 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    pub(crate) fn new(asker: Arc<dyn Asker>, puller: Arc<Puller>) -> Arc<Self> {
+    pub(crate) fn new(asker: Arc<dyn Asker>, puller: Arc<Puller>, replicas: Arc<Replicas>) -> Arc<Self> {
         Arc::new(Self {
             asker,
             puller,
+            replicas,
             places: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             unanswered: Mutex::default(),
             kept: Mutex::default(),
@@ -262,7 +279,10 @@ impl Questions {
             settled: None,
             _place: place,
         };
-        runtime.spawn(unanswered.ask(question, request));
+        match question.kept(&request) {
+            Some(path) => unanswered.ask_here(&question, &path),
+            None => drop(runtime.spawn(unanswered.ask(question, request))),
+        }
         Ok(id)
     }
 
@@ -321,7 +341,20 @@ impl Unanswered {
     async fn ask(mut self, question: Question, request: v1::PullRequest) {
         let pulled = timeout(ANSWER_TIMEOUT, self.questions.puller.pull(request, ANSWER_TIMEOUT)).await;
         let silent = |_| Err(Problem::new(Code::HubUnavailable, "the hub did not answer in time"));
-        let pulled = pulled.unwrap_or_else(silent);
+        self.answered(&question, pulled.unwrap_or_else(silent));
+    }
+
+    /// Asks what is kept here.
+    fn ask_here(mut self, question: &Question, path: &Path) {
+        let kept = self.questions.replicas.get(path);
+        let reply = kept.map(|state| v1::PullReply {
+            what: Some(pull_reply::What::State(state)),
+            ..Default::default()
+        });
+        self.answered(question, reply);
+    }
+
+    fn answered(&mut self, question: &Question, pulled: Result<v1::PullReply, Problem>) {
         if let Ok(reply) = &pulled {
             self.questions.asker.has_read(reply);
         }
@@ -418,7 +451,11 @@ mod tests {
             let _ = broken.lock().expect("one asks at a time").recv();
             Err(Problem::new(Code::HubUnavailable, "the connection is closed"))
         };
-        let questions = Questions::new(nobody.clone(), Arc::new(Puller::through_agent(Arc::new(ask))));
+        let questions = Questions::new(
+            nobody.clone(),
+            Arc::new(Puller::through_agent(Arc::new(ask))),
+            Arc::default(),
+        );
         let runtime = tokio::runtime::Runtime::new().expect("can be made");
         let question = || Question::CacheGet { key: "key".to_owned() };
         let code_of = |id| {

@@ -37,8 +37,11 @@ pub(crate) fn requested(
         ));
     };
     let policy = policies.of(data_type);
+    if members.get("kept").is_some_and(|kept| !kept.is_boolean()) {
+        return Err(bad("\"kept\" is true or false"));
+    }
     if members.contains_key("path") {
-        refuse_unknown(&members, &["path"])?;
+        refuse_unknown(&members, &["path", "kept"])?;
         get(text(&members, "path")?)
     } else if members.contains_key("prefix") {
         refuse_unknown(&members, &["prefix", "limit", "cursor"])?;
@@ -50,7 +53,7 @@ pub(crate) fn requested(
         scan(text(&members, "prefix")?, limit, cursor)
     } else {
         let keys = [policy.owner_key.as_deref(), policy.entity_key.as_deref()];
-        let known = ["path", "prefix", "entity", "char_id"].into_iter();
+        let known = ["path", "prefix", "entity", "char_id", "kept"].into_iter();
         refuse_unknown(&members, &known.chain(keys.into_iter().flatten()).collect::<Vec<_>>())?;
         let char_id = facts.member("char_id").map(|id| id.parse()).transpose();
         let entity = facts.member("entity");
@@ -61,6 +64,12 @@ pub(crate) fn requested(
         };
         get(policy.path(&place, Some(&facts))?.as_str())
     }
+}
+
+/// Whether a request, which [`requested`] has taken, is to be answered from what is kept here.
+pub(crate) fn asks_for_kept(request: &str) -> bool {
+    let request: Value = serde_json::from_str(request).unwrap_or_default();
+    request["kept"] == true
 }
 
 /// The answer to [`get`] or [`scan`] as JSON.

@@ -31,9 +31,10 @@ use crate::{
     events::{self, AgentEvent, Events},
     lanes::{Priority, Submission},
     leases::{LeaseState, Leases},
-    link::{self, Puller},
+    link::{self, Puller, Watcher},
     local_api::{Action, Request},
     questions::{Question, Questions},
+    replica::Replicas,
     results::{Event, Observer, OperationState, Results, Settled},
     spooler::Alarm,
     subscriptions::{Subscription, Subscriptions},
@@ -127,10 +128,12 @@ impl Attached {
         let asking = inner.clone();
         let ask = move |request: &v1::PullRequest, timeout| asking.pull(request, timeout, timeout);
         let puller = Arc::new(Puller::through_agent(Arc::new(ask)));
+        let watcher = Arc::new(Watcher::through_agent(inner.socket.clone()));
+        let replicas: Arc<Replicas> = Arc::default();
         // Before the threads: where the second one cannot be started, dropping this ends the first.
         let attached = Self {
-            questions: Questions::new(inner.clone(), puller.clone()),
-            subscriptions: Subscriptions::new(&inner.config, puller),
+            questions: Questions::new(inner.clone(), puller, replicas.clone()),
+            subscriptions: Subscriptions::new(&inner.config, watcher, replicas),
             inner: inner.clone(),
             runtime: Mutex::new(Some(runtime)),
             threads: Mutex::default(),

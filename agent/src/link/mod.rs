@@ -1,4 +1,5 @@
-//! The link to the hub: a connection for critical messages, one for bulk, one for reading when it is asked for.
+//! The link to the hub: a connection for critical messages, one for bulk, one for reading and one for following when they
+//! are asked for.
 
 mod bulk;
 mod cache;
@@ -9,6 +10,7 @@ mod leases;
 mod pinned;
 mod rotate;
 mod session;
+mod watcher;
 
 pub(crate) use enrol::exchange;
 pub(crate) use rotate::forget_former;
@@ -33,6 +35,7 @@ use crate::{config::Config, events::Events, keys::Keys, shared::Shared, threads}
 
 use connect::Connector;
 pub(crate) use session::Sent;
+pub(crate) use watcher::{Updates, Watcher, check};
 
 use session::Sealer;
 

@@ -22,10 +22,10 @@ use p2p_sync_proto::{Code, Problem};
 use serde_json::Value;
 
 use super::{Action, LINE_BYTES_MAX, Request, client};
-use crate::{agent::Agent, threads};
+use crate::{agent::Agent, subscriptions::SUBSCRIPTIONS_MAX, threads};
 
-/// Programs connected at a time.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections at a time: 16 programs, and the streams that one of them follows.
+const CONNECTIONS_MAX: usize = 16 + SUBSCRIPTIONS_MAX;
 /// Longest answer read, bytes: the longest page of states and what base64 adds.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// For an answer to a command line.

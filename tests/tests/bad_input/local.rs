@@ -124,11 +124,14 @@ fn garbage_on_the_socket_is_answered_and_survived() {
     agent.ask(json!({"do": "status"}));
 }
 
+/// 16 programs, and one connection for each of 64 streams that are followed.
+const CONNECTIONS_MAX: usize = 80;
+
 #[test]
 fn invariant_12_programs_beyond_the_bound_are_told_so_and_a_place_that_is_left_is_free_again() {
     let folder = Folder::new();
     let agent = started(&folder, &[]);
-    let mut lines: Vec<Line> = (0..16).map(|_| Line::attached(&agent, Uuid::new_v4()).0).collect();
+    let mut lines: Vec<Line> = (0..CONNECTIONS_MAX).map(|_| Line::attached(&agent, Uuid::new_v4()).0).collect();
     let mut one_more = Line::to(&agent);
     let refused = one_more.read().expect("told");
     assert_eq!(refused["label"], "RATE_LIMITED", "{refused}");

@@ -146,8 +146,11 @@ fn invariant_08_a_hub_whose_database_went_back_begins_a_snapshot_and_says_so() {
     }
     let went_back = "UPDATE p2p_sync.hub SET timeline = timeline + 1 RETURNING timeline";
     world.rows(went_back, &[]);
+    // What is read from the database has the form that Postgres gives it.
+    let shape = |state: &State| (state.path.clone(), state.stream_sequence, number_of(state));
     for (number, (state, _)) in before.into_iter().enumerate() {
-        assert_eq!(next_update(&agent), (state, number == 0));
+        let (again, snapshot) = next_update(&agent);
+        assert_eq!((shape(&again), snapshot), (shape(&state), number == 0));
     }
 }
 
@@ -223,6 +226,33 @@ fn a_question_is_answered_under_its_id_and_told_of_as_an_operation_is() {
         .filter(|event| !matches!(event, AgentEvent::LinkUp | AgentEvent::LinkDown { .. }))
         .collect();
     assert!(unasked.is_empty(), "{unasked:?}");
+}
+
+#[test]
+fn what_is_followed_is_read_without_the_hub_as_it_was_pushed() {
+    let mut world = World::new();
+    let agent = Agent::start(world.config("")).expect("starts");
+    let ask = |request: &str| {
+        let id = agent.ask(read(SyncDataType::ItemDrop, request), false).expect("taken");
+        agent.result(id)
+    };
+    let code = |request: &str| ask(request).problem.map(|problem| problem.code);
+    let here = r#"{"drop_id":7,"kept":true}"#;
+    assert_eq!(code(here), Some(Code::NotKept), "nothing is followed");
+    let subscription = agent.subscribe(all_of("prontera")).expect("taken");
+    say(&agent, 0..20);
+    let is_newest = |answer: &p2p_sync_agent::Settled| {
+        let data = answer.data.as_deref().unwrap_or_default();
+        let data: Value = serde_json::from_str(data).unwrap_or_default();
+        data["data"]["number"] == 17
+    };
+    until("the newest was pushed", || is_newest(&ask(here)));
+    world.hub.kill();
+    assert!(is_newest(&ask(here)), "answered without a hub");
+    assert_eq!(code(r#"{"drop_id":77,"kept":true}"#), Some(Code::NotFound));
+    assert_eq!(code(r#"{"path":"geffen/MAP_STATE","kept":true}"#), Some(Code::NotKept));
+    until("it is not trusted for long", || code(here) == Some(Code::NotKept));
+    agent.unsubscribe(subscription);
 }
 
 #[test]
