@@ -7,6 +7,8 @@ pub mod embedding_server;
 pub mod embeddings;
 #[cfg(target_os = "linux")]
 pub mod enqueue;
+#[cfg(target_os = "linux")]
+pub mod fanout;
 pub mod faulty_link;
 #[cfg(target_os = "linux")]
 pub mod isolation;
