@@ -131,7 +131,9 @@ const CONNECTIONS_MAX: usize = 80;
 fn invariant_12_programs_beyond_the_bound_are_told_so_and_a_place_that_is_left_is_free_again() {
     let folder = Folder::new();
     let agent = started(&folder, &[]);
-    let mut lines: Vec<Line> = (0..CONNECTIONS_MAX).map(|_| Line::attached(&agent, Uuid::new_v4()).0).collect();
+    let mut lines: Vec<Line> = (0..CONNECTIONS_MAX)
+        .map(|_| Line::attached(&agent, Uuid::new_v4()).0)
+        .collect();
     let mut one_more = Line::to(&agent);
     let refused = one_more.read().expect("told");
     assert_eq!(refused["label"], "RATE_LIMITED", "{refused}");
