@@ -37,6 +37,7 @@ use crate::{
     services,
     stack::{Hub, HubDatabase},
     subscriber::{Subscriber, from},
+    times::{Times, histogram, microseconds, write_table},
 };
 
 /// Measures how long a critical operation takes to subscribers on two proxies.
@@ -79,27 +80,6 @@ struct Report {
     missing: u64,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Times {
-    count: u64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-}
-
-impl Times {
-    fn of(histogram: &Histogram<u64>) -> Self {
-        #[allow(clippy::cast_precision_loss)]
-        let ms = |microseconds: u64| microseconds as f64 / 1000.0;
-        Self {
-            count: histogram.len(),
-            p50_ms: ms(histogram.value_at_quantile(0.5)),
-            p99_ms: ms(histogram.value_at_quantile(0.99)),
-            max_ms: ms(histogram.max()),
-        }
-    }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -107,25 +87,13 @@ impl fmt::Display for Report {
             "fanout: {} critical operations, {} a second, to {} subscribers on two proxies",
             self.operations, self.rate, self.subscribers
         )?;
-        writeln!(
-            f,
-            "{:28}{:>8}{:>10}{:>10}{:>10}",
-            "", "count", "p50 ms", "p99 ms", "max ms"
-        )?;
-        for (name, times) in [
+        let rows = [
             ("answers", &self.answers),
             ("deliveries, same proxy", &self.here),
             ("deliveries, other proxy", &self.there),
             ("deliveries", &self.deliveries),
-        ] {
-            let Times {
-                count,
-                p50_ms,
-                p99_ms,
-                max_ms,
-            } = times;
-            writeln!(f, "{name:28}{count:>8}{p50_ms:>10.2}{p99_ms:>10.2}{max_ms:>10.2}")?;
-        }
+        ];
+        write_table(f, &rows)?;
         write!(
             f,
             "p99 of deliveries against answers: {:.2}; missing: {}",
@@ -241,13 +209,8 @@ async fn receive(mut subscriber: Subscriber, sent: Sent, all: u32) -> Histogram<
     times
 }
 
-/// Of microseconds, up to a minute.
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds")
-}
-
 fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    histogram.saturating_record(microseconds(time));
 }
 
 /// A host and its connection.

@@ -19,6 +19,7 @@ use crate::{
     load::redis_settings,
     services::{self, Database},
     stack::{Hub, HubDatabase},
+    times::{Times, histogram},
 };
 
 /// Measures critical messages of quiet hosts, beside loud ones and without.
@@ -72,6 +73,7 @@ struct Report {
 struct Case {
     name: &'static str,
     growth_max: f64,
+    /// How long the quiet hosts' messages took, in all rounds.
     without: Times,
     with: Times,
     /// Of the p99.
@@ -82,26 +84,6 @@ struct Case {
     disturbed: Vec<(&'static str, u64)>,
     /// Of the hub's resident memory at most, where that is a bar.
     grown_mib: Option<f64>,
-}
-
-/// How long the quiet hosts' messages took, in all rounds.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Times {
-    count: u64,
-    p50_ms: f64,
-    p99_ms: f64,
-}
-
-impl Times {
-    fn of(histogram: &Histogram<u64>) -> Self {
-        #[allow(clippy::cast_precision_loss)]
-        let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        Self {
-            count: histogram.len(),
-            p50_ms: ms(0.5),
-            p99_ms: ms(0.99),
-        }
-    }
 }
 
 impl Case {
@@ -233,7 +215,7 @@ struct Measured {
 impl Default for Measured {
     fn default() -> Self {
         Self {
-            times: host::histogram(),
+            times: histogram(),
             failed: 0,
         }
     }
@@ -311,7 +293,7 @@ impl World {
 
     /// How long the quiet hosts' messages take now, and how many were not applied.
     async fn quiet(&self, options: &Options) -> (Histogram<u64>, u64) {
-        let mut all = host::histogram();
+        let mut all = histogram();
         let mut failed = 0;
         let seconds = Duration::from_secs(options.seconds);
         let calling = self

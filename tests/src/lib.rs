@@ -25,4 +25,6 @@ pub mod services;
 pub mod stack;
 pub mod subscriber;
 #[cfg(target_os = "linux")]
+mod times;
+#[cfg(target_os = "linux")]
 pub mod timing;

@@ -23,12 +23,9 @@ use p2p_sync_proto::{
 use prost::Message;
 use tonic::{Status, transport::Channel};
 
-const INCARNATION: u64 = 1;
+use crate::times::{histogram, microseconds};
 
-/// Of microseconds, up to a minute.
-pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds")
-}
+const INCARNATION: u64 = 1;
 
 /// One host and its connection.
 #[derive(Clone)]
@@ -127,7 +124,7 @@ impl Host {
         }
         for call in calls {
             let (took, failure) = call.await.expect("no panic");
-            times.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            times.saturating_record(microseconds(took));
             if let Some(failure) = failure {
                 if failed == 0 {
                     eprintln!("isolation: a quiet message was not applied: {failure}");

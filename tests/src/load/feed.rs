@@ -12,9 +12,11 @@ use p2p_sync_proto::v1::SyncDataType;
 use super::{
     Options,
     ledger::{Ledger, Submitted},
-    report::microseconds,
 };
-use crate::recording::Happening;
+use crate::{
+    recording::Happening,
+    times::{histogram, microseconds},
+};
 
 /// The types that callers wait for.
 const CALLED_TYPES: [SyncDataType; 3] = [
@@ -46,7 +48,7 @@ pub(super) struct Calls {
 impl Calls {
     fn new() -> Self {
         Self {
-            latency: super::report::histogram(),
+            latency: histogram(),
             timeouts: 0,
             refused: 0,
         }

@@ -4,29 +4,22 @@ use std::{
     collections::{HashMap, HashSet},
     fmt, io,
     path::Path,
-    time::Duration,
 };
 
-use hdrhistogram::Histogram;
 use p2p_sync_agent::OperationState;
 use p2p_sync_proto::{Policies, Position, policy::Keep};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Options, feed::Fed, ledger::Life};
-use crate::{recording::Happening, services::Database};
+use crate::{
+    recording::Happening,
+    services::Database,
+    times::{Times, histogram, microseconds, milliseconds, write_table},
+};
 
 /// The bar of a lane's queue age at p99.
 const QUEUE_AGE_MS_MAX: f64 = 1000.0;
-
-/// A distribution of times.
-#[derive(Debug, Serialize)]
-pub(super) struct Times {
-    count: u64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-}
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
@@ -188,53 +181,16 @@ impl fmt::Display for Report {
             self.applied_per_second,
             self.replay_late_ms
         )?;
-        writeln!(
-            f,
-            "{:24}{:>10}{:>10}{:>10}{:>10}",
-            "", "count", "p50 ms", "p99 ms", "max ms"
-        )?;
-        for (name, times) in [
+        let rows = [
             ("queue age, critical", &self.queue_age_critical),
             ("queue age, bulk", &self.queue_age_bulk),
             ("waiting call", &self.waiting_call),
-        ] {
-            let Times {
-                count,
-                p50_ms,
-                p99_ms,
-                max_ms,
-            } = times;
-            writeln!(f, "{name:24}{count:>10}{p50_ms:>10.2}{p99_ms:>10.2}{max_ms:>10.2}")?;
-        }
+        ];
+        write_table(f, &rows)?;
         write!(
             f,
             "critical timeouts {}, accepted {}, applied {}, refused {}, lost {}, duplicated {}",
             self.critical_timeouts, self.accepted, self.applied, self.refused, self.lost, self.duplicated
         )
     }
-}
-
-impl Times {
-    fn of(histogram: &Histogram<u64>) -> Self {
-        Self {
-            count: histogram.len(),
-            p50_ms: milliseconds(histogram.value_at_quantile(0.5)),
-            p99_ms: milliseconds(histogram.value_at_quantile(0.99)),
-            max_ms: milliseconds(histogram.max()),
-        }
-    }
-}
-
-/// Microseconds, from 1 to ten minutes, in three digits.
-pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 600_000_000, 3).expect("valid bounds")
-}
-
-pub(super) fn microseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[allow(clippy::cast_precision_loss)]
-fn milliseconds(microseconds: u64) -> f64 {
-    microseconds as f64 / 1000.0
 }
