@@ -137,7 +137,7 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     let committed = match &valid {
         Ok(valid) => hub
             .store
-            .apply(valid)
+            .apply_at(valid, admitted.pace)
             .await
             .map_err(|unavailable| undecided(hub, valid, unavailable.into())),
         Err(problem) => Err(problem.clone()),

@@ -28,7 +28,7 @@ use p2p_sync_proxy::{
     open::Opener,
     store::Store,
 };
-use prost::bytes::Bytes;
+use prost::{Message as _, bytes::Bytes};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -120,12 +120,8 @@ pub fn compare_all(measurements: usize, tries: usize) -> Vec<Comparison> {
     let compare = |name, one: Kind<'_>, other: Kind<'_>, open: &dyn Fn(&Sealed) -> bool| {
         let mut t = Vec::new();
         while t.len() < tries && t.iter().all(|t: &f64| t.abs() > T_MAX) {
-            t.push(largest_t(&measure(
-                &Subject::pool(one),
-                &Subject::pool(other),
-                measurements,
-                open,
-            )));
+            let [one, other] = Subject::pools([one, other]);
+            t.push(largest_t(&measure(&one, &other, measurements, open)));
         }
         Comparison { name, t, measurements }
     };
@@ -241,13 +237,18 @@ impl Subject {
         message::seal(&credential.to_hub, Direction::ToHub, &label, &self.content)
     }
 
-    fn pool(kind: Kind<'_>) -> Vec<Sealed> {
-        // Both kinds' messages lie in memory that was taken in the same way.
-        let mut pool: Vec<Sealed> = std::iter::repeat_with(kind).take(POOL).collect();
-        for sealed in &mut pool {
-            sealed.body = Bytes::copy_from_slice(&sealed.body);
+    /// Messages of both kinds, each as it comes from the wire, in memory that was taken by turns.
+    fn pools(kinds: [Kind<'_>; 2]) -> [Vec<Sealed>; 2] {
+        let mut pools = [Vec::with_capacity(POOL), Vec::with_capacity(POOL)];
+        let made: Vec<[Vec<u8>; 2]> = std::iter::repeat_with(|| kinds.map(|kind| kind().encode_to_vec()))
+            .take(POOL)
+            .collect();
+        for pair in &made {
+            for (pool, bytes) in pools.iter_mut().zip(pair) {
+                pool.push(Sealed::decode(Bytes::copy_from_slice(bytes)).expect("it was encoded"));
+            }
         }
-        pool
+        pools
     }
 
     fn open_envelope(&self, sealed: &Sealed) -> bool {

@@ -27,6 +27,7 @@ use super::Rate;
 use crate::{
     operation::Valid,
     pipeline::{WritePermit, Writes},
+    store::Pace,
     streams::End,
     validate::types_file::Rules,
 };
@@ -35,6 +36,13 @@ use crate::{
 const HOSTS_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 /// A burst is what comes in so long.
 const BURST_SECONDS: u32 = 2;
+/// A host that has less of its burst left than one in so many is at its rate.
+const BURST_LEFT: u32 = 4;
+/// What a host that is at its rate may send in this time is written at once, and the rest of its message as time goes on: it
+/// comes evenly, as from who never sends faster, and nobody waits for the whole of a large message.
+const PACE: Duration = Duration::from_millis(50);
+/// But at least so many operations: a transaction has its price.
+const SLICE_MIN: usize = 32;
 /// How long a message waits for its host's rate or its share before it is told to come again. Who waits for an answer to a
 /// critical one has half a second by default; bulk's sender just sends on later.
 const CRITICAL_PATIENCE: Duration = Duration::from_millis(200);
@@ -121,6 +129,19 @@ struct LaneShare {
     writing: Semaphore,
 }
 
+impl LaneShare {
+    /// How fast a message is written that leaves so many operations of the host's burst.
+    fn pace(&self, left: u32) -> Pace {
+        if left >= self.operations.burst.get() / BURST_LEFT {
+            return Pace::AtOnce;
+        }
+        let in_a_slice = f64::from(self.operations.per_second.get()) * PACE.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let operations = (in_a_slice as usize).max(SLICE_MIN);
+        Pace::Slices { operations, every: PACE }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Refused {
     times: u64,
@@ -164,6 +185,8 @@ fn milliseconds(time: Duration) -> u32 {
 /// The right to write a message of one host.
 #[derive(Debug)]
 pub struct Admitted {
+    /// How fast it is written.
+    pub pace: Pace,
     _hub: WritePermit,
     _share: OwnedSemaphorePermit,
     _memory: OwnedSemaphorePermit,
@@ -256,15 +279,17 @@ impl Host {
         let share = self.lane(lane);
         let in_turn = async {
             let memory = permits(&self.held, kib).await;
-            if let Err(wait) = self.take(&share.operations, operations(message), until).await {
-                return Ok(Err(Busy::new("the host sends more operations than it may", wait)));
-            }
+            let left = match self.take(&share.operations, operations(message), until).await {
+                Ok(left) => left,
+                Err(wait) => return Ok(Err(Busy::new("the host sends more operations than it may", wait))),
+            };
             if let Err(wait) = self.take(&share.bytes, kib, until).await {
                 return Ok(Err(Busy::new("the host sends more bytes than it may", wait)));
             }
             let own = permits(&share.permits, 1).await;
             let hub = writes.permit(lane).await?;
             Ok(Ok(Admitted {
+                pace: share.pace(left),
                 _hub: hub,
                 _share: own,
                 _memory: memory,
@@ -283,15 +308,14 @@ impl Host {
         admitted
     }
 
-    /// Takes so many of a rate as soon as they are there; the error is how long it would be, which is beyond `until`.
-    async fn take(&self, rate: &Rate, many: usize, until: Instant) -> Result<(), Duration> {
-        while let Err(wait) = rate.take(many) {
-            if Instant::now() + wait >= until {
-                return Err(wait);
+    /// Takes so many of a rate as soon as they are there, and gives how many are left; the error is how long it would be, which is beyond `until`.
+    async fn take(&self, rate: &Rate, many: usize, until: Instant) -> Result<u32, Duration> {
+        loop {
+            match rate.take(many) {
+                Err(wait) if Instant::now() + wait < until => sleep(wait).await,
+                taken => return taken,
             }
-            sleep(wait).await;
         }
-        Ok(())
     }
 
     /// Waits until the host may ask something.

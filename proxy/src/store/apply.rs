@@ -8,6 +8,7 @@ use std::{
 
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Position, Problem, envelope::Lane};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -51,8 +52,22 @@ pub(super) struct Refusal<'a> {
     pub(super) problem: Cow<'a, Problem>,
 }
 
+/// How fast a message is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As one.
+    AtOnce,
+    /// In parts, a transaction each.
+    Slices {
+        /// Of each part, at least 1; more where a group would be parted.
+        operations: usize,
+        /// From the begin of one to that of the next.
+        every: Duration,
+    },
+}
+
 impl Store {
-    /// Writes a message, on the connections of its lane.
+    /// Writes a message as one, on the connections of its lane.
     ///
     /// What this returns is durable. Operations that were settled before are told what was told then; operations that
     /// Postgres refuses are rejected with `STORE_REFUSED`, and their neighbours are written. The error is
@@ -60,6 +75,11 @@ impl Store {
     ///
     /// Not to be cancelled: run it on a task of its own, so that what was committed is cached and published too.
     pub async fn apply(&self, valid: &Valid) -> Result<Committed, Unavailable> {
+        self.apply_at(valid, Pace::AtOnce).await
+    }
+
+    /// As [`Self::apply`], at a pace.
+    pub async fn apply_at(&self, valid: &Valid, pace: Pace) -> Result<Committed, Unavailable> {
         let mut committed = Committed {
             timeline: 0,
             outcomes: Vec::new(),
@@ -70,8 +90,13 @@ impl Store {
         };
         let (parts, repeated) = split(valid);
         self.keep_unplaced(valid, &mut committed).await?;
-        for part in parts {
-            self.apply_part(valid, part, &mut committed).await?;
+        let mut due = Instant::now();
+        for slice in parts.into_iter().flat_map(|part| part.slices(pace)) {
+            sleep_until(due).await;
+            if let Pace::Slices { every, .. } = pace {
+                due = Instant::now() + every;
+            }
+            self.apply_part(valid, slice, &mut committed).await?;
         }
         if committed.timeline == 0 {
             committed.timeline = self.timeline().await?;
@@ -213,6 +238,31 @@ fn split(valid: &Valid) -> (Vec<Part<'_>>, Vec<(u32, u32)>) {
         part
     });
     (parts.collect(), repeated)
+}
+
+impl<'a> Part<'a> {
+    /// The same in parts of so many operations at most, the first with all that is not an operation.
+    fn slices(mut self, pace: Pace) -> Vec<Part<'a>> {
+        let Pace::Slices { operations, .. } = pace else {
+            return vec![self];
+        };
+        let mut units: Vec<Vec<&ValidOp>> = Vec::new();
+        for unit in self.ops.chunk_by(|one, next| one.position == next.position) {
+            match units.last_mut() {
+                Some(slice) if slice.len() < operations => slice.extend(unit),
+                _ => units.push(unit.to_vec()),
+            }
+        }
+        let mut slices = units.into_iter();
+        self.ops = slices.next().unwrap_or_default();
+        let incarnation = self.incarnation;
+        let of = |ops| Part {
+            incarnation,
+            ops,
+            ..Part::default()
+        };
+        std::iter::once(self).chain(slices.map(of)).collect()
+    }
 }
 
 impl<'a> Refusal<'a> {

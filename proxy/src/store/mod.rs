@@ -35,6 +35,7 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 pub(crate) use call::without_nul;
+pub use apply::Pace;
 pub use edits::{ConflictFilter, ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
 pub use embedding_queue::{
     Claim as EmbeddingClaim, Content, EligibleMaps, Embedded, QueueStatus, Release, Source, Spent,
