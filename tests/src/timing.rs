@@ -237,16 +237,16 @@ impl Subject {
         message::seal(&credential.to_hub, Direction::ToHub, &label, &self.content)
     }
 
-    /// Messages of both kinds, each as it comes from the wire, in memory that was taken by turns.
+    /// Messages of both kinds, each as it comes from the wire. Where they lie in memory is left to chance, for that makes a
+    /// difference too.
     fn pools(kinds: [Kind<'_>; 2]) -> [Vec<Sealed>; 2] {
-        let mut pools = [Vec::with_capacity(POOL), Vec::with_capacity(POOL)];
-        let made: Vec<[Vec<u8>; 2]> = std::iter::repeat_with(|| kinds.map(|kind| kind().encode_to_vec()))
-            .take(POOL)
+        let mut made: Vec<(usize, Vec<u8>)> = (0..2 * POOL)
+            .map(|number| (number % 2, kinds[number % 2]().encode_to_vec()))
             .collect();
-        for pair in &made {
-            for (pool, bytes) in pools.iter_mut().zip(pair) {
-                pool.push(Sealed::decode(Bytes::copy_from_slice(bytes)).expect("it was encoded"));
-            }
+        fastrand::shuffle(&mut made);
+        let mut pools = [Vec::with_capacity(POOL), Vec::with_capacity(POOL)];
+        for (kind, bytes) in &made {
+            pools[*kind].push(Sealed::decode(Bytes::copy_from_slice(bytes)).expect("it was encoded"));
         }
         pools
     }
