@@ -1,8 +1,10 @@
-//! Whole systems: what starts hubs, agents, Postgres and Redis, the recording they are fed with, the demo and the
+//! Whole systems: what starts hubs, agents, edges, Postgres and Redis, the recording they are fed with, the demo and the
 //! runs that measure.
 
 mod attached_program;
 pub mod demo;
+#[cfg(target_os = "linux")]
+pub mod edge;
 pub mod embedding_server;
 pub mod embeddings;
 #[cfg(target_os = "linux")]

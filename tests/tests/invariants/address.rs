@@ -14,6 +14,7 @@ use p2p_sync_proto::{
     },
 };
 use p2p_sync_tests::{
+    edge::{Edge, Place},
     faulty_link::FaultyLink,
     services::{database, shared_redis_url},
 };
@@ -360,6 +361,60 @@ fn invariant_09_nothing_that_the_hub_says_to_a_host_names_the_main_server() {
     for name in names.iter().filter(|name| name.len() > 5) {
         let is_there = wire.windows(name.len()).any(|window| window == name.as_bytes());
         assert!(!is_there, "{name:?} travels between hub and host");
+    }
+}
+
+/// What puts an edge before a hub.
+type Put = fn(&Place<'_>) -> Edge;
+
+/// nginx and Envoy, by the files that operators are given, while the hub is there and when it is not.
+#[test]
+fn invariant_09_nothing_that_an_edge_says_to_a_host_names_the_main_server() {
+    let mut world = World::not_started_with(&[
+        ("bind_address", "127.66.0.9".to_owned()),
+        ("forgery_lock_threshold", "0".to_owned()),
+    ]);
+    let proxy = world.hub.start().trim_start_matches("http://").to_owned();
+    let port = proxy.rsplit(':').next().expect("a port");
+    let mut names = names_of(&[port]);
+    names.extend(["x-envoy", "\"via\"", "\"location\""].map(str::to_owned));
+    let edges: [(&str, Put, &str); 2] = [
+        ("nginx", Edge::nginx, "502"),
+        ("Envoy", Edge::envoy, "the edge before the hub does not reach it"),
+    ];
+    for ((edge, put, says), first) in edges.into_iter().zip([1000, 50_000]) {
+        let edge = put(&Place {
+            folder: world.folder.path().join(edge),
+            proxies: vec![proxy.clone()],
+            // What an edge says is the same over TLS, of which nothing is read here.
+            certificate: None,
+            others: &[],
+        });
+        let host = WireHost::new(&edge.endpoint(), &world.hub.add_host(1));
+        let round = |first| {
+            let mut heard = Heard::default();
+            run(async {
+                let endpoint = Channel::from_shared(edge.endpoint()).expect("an address");
+                let channel = endpoint.connect().await.expect("the edge serves");
+                ask_all(&host, &channel, first, &mut heard).await;
+            });
+            heard.0
+        };
+        let mut heard = round(first);
+        world.hub.kill();
+        let without = round(first + 20_000);
+        world.hub.start();
+        let own_words = without.iter().filter(|said| said.contains(says)).count();
+        assert!(own_words > 10, "the edge said little of its own: {without:?}");
+        heard.extend(without);
+        for said in &heard {
+            for name in &names {
+                assert!(
+                    !said.contains(name.as_str()),
+                    "{name:?} is in what a host is told: {said}"
+                );
+            }
+        }
     }
 }
 

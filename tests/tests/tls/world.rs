@@ -10,14 +10,16 @@ use std::{
 
 use p2p_sync_proto::v1::SyncDataType;
 use p2p_sync_tests::{
+    edge::Place,
     recording::Happening,
-    services::{Database, database, free_port},
+    services::{Database, database, free_port, shared_redis_url},
     stack::{Agent, Hub, HubDatabase},
 };
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_postgres::NoTls;
+use uuid::Uuid;
 
 use crate::authority::{Authority, Claims};
 
@@ -72,6 +74,40 @@ impl World {
             port,
             folder,
             database,
+        }
+    }
+
+    /// Two proxies on one database, keyring and Redis, neither started; the second one with its `address:port`.
+    pub(crate) fn of_two() -> (Self, Hub, String) {
+        let redis = shared_redis_url();
+        let redis = redis.trim_start_matches("redis://").trim_end_matches('/');
+        let (redis_host, redis_port) = redis.rsplit_once(':').expect("a URL with host and port");
+        let mut settings = vec![
+            ("redis_host", redis_host.to_owned()),
+            ("redis_port", redis_port.to_owned()),
+            ("redis_prefix", format!("t-{}", Uuid::new_v4().simple())),
+        ];
+        let world = Self::with(&settings);
+        let port = free_port();
+        settings.push(("port", port.to_string()));
+        let place = HubDatabase::Server(world.database.url().to_owned());
+        let other = Hub::new(
+            Path::new(PROGRAM),
+            &world.folder.path().join("other"),
+            &place,
+            &settings,
+        );
+        world.hub.share_keyring(&other);
+        (world, other, format!("127.0.0.1:{port}"))
+    }
+
+    /// For an edge before the hub, by this name, with the hub's certificate and these values instead of the file's.
+    pub(crate) fn place<'a>(&self, name: &str, others: &'a [(&'a str, &'a str)]) -> Place<'a> {
+        Place {
+            folder: self.folder.path().join(name),
+            proxies: vec![format!("127.0.0.1:{}", self.port)],
+            certificate: Some(self.hub_folder()),
+            others,
         }
     }
 
