@@ -503,6 +503,62 @@ COMMENT ON TABLE p2p_sync.embedding_spend IS
 COMMENT ON COLUMN p2p_sync.embedding_spend.sequences IS
     'The newest 64 messages of the host that cost something: one that is among them, or older than all, is a replay';
 
+CREATE TABLE IF NOT EXISTS p2p_sync.consumers (
+    name        text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$'),
+    maps        text[] NOT NULL DEFAULT '{}',
+    types       text[] NOT NULL DEFAULT '{}',
+    timeline    bigint,
+    batch       bigint NOT NULL DEFAULT 0,
+    created_at  timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.consumers IS
+    'Who brings what is committed here into another database: p2p-sync-proxy feed. Nothing is kept for them longer than for others';
+COMMENT ON COLUMN p2p_sync.consumers.maps IS 'Of which streams, * standing for any letters; empty: of all, those that come later included';
+COMMENT ON COLUMN p2p_sync.consumers.types IS 'Of which types; empty: of all';
+COMMENT ON COLUMN p2p_sync.consumers.timeline IS
+    'Of its cursors: where the hub''s is another one, or this is NULL, it begins anew with everything';
+COMMENT ON COLUMN p2p_sync.consumers.batch IS
+    'The number of the last batch that was handed out, the same changes again included. At least the clock''s milliseconds, so '
+    'that it grows also where this database goes back: by it the other one refuses a batch that comes late';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.consumer_cursors (
+    consumer       text COLLATE "C" NOT NULL REFERENCES p2p_sync.consumers ON DELETE CASCADE,
+    stream         text COLLATE "C" NOT NULL,
+    sequence       bigint,
+    began_above    bigint NOT NULL,
+    moved_at       timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (consumer, stream)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.consumer_cursors IS
+    'How far each consumer is in each stream that it has begun. Who changes it has taken pg_advisory_lock(consumer_lock(name))';
+COMMENT ON COLUMN p2p_sync.consumer_cursors.sequence IS 'All up to here is acknowledged; NULL: the stream begins anew';
+COMMENT ON COLUMN p2p_sync.consumer_cursors.began_above IS
+    'The floor when the stream was begun from its first position. What was forgotten by then was told to nobody, so that it is not '
+    'missed; what is forgotten since, above the cursor, is';
+
+CREATE OR REPLACE VIEW p2p_sync.consumer_streams AS
+    SELECT k.consumer, m.stream, m.head, coalesce(f.floor, 0) AS floor, c.sequence, c.began_above, c.moved_at, r.reason AS begins_anew,
+            m.head - CASE WHEN r.reason IS NULL THEN coalesce(c.sequence, 0) ELSE 0 END AS behind
+        FROM (SELECT name AS consumer, timeline,
+                    string_to_array(replace(replace(array_to_string(maps, ','), '_', '\_'), '*', '%'), ',') AS patterns
+                FROM p2p_sync.consumers OFFSET 0) AS k
+        CROSS JOIN p2p_sync.hub AS h
+        JOIN p2p_sync.map_states AS m ON m.head > 0 AND (cardinality(k.patterns) = 0 OR m.stream LIKE ANY (k.patterns))
+        LEFT JOIN p2p_sync.stream_floors AS f ON f.stream = m.stream
+        LEFT JOIN p2p_sync.consumer_cursors AS c
+            ON c.consumer = k.consumer AND c.stream = m.stream AND k.timeline = h.timeline
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN c.stream IS NULL THEN NULL
+            WHEN c.sequence IS NULL THEN 'rewound'
+            WHEN c.sequence > m.head THEN 'went back'
+            WHEN c.sequence < f.floor AND f.floor > c.began_above THEN 'forgotten' END AS reason) AS r;
+COMMENT ON VIEW p2p_sync.consumer_streams IS
+    'How far each consumer is in each stream that it reads, of the hub''s present timeline: `sequence` is acknowledged, NULL where it '
+    'has yet to begin. Of the `behind` positions up to the head not every one is a change, and not every change of its types';
+COMMENT ON COLUMN p2p_sync.consumer_streams.begins_anew IS
+    'Why the stream begins anew with a snapshot: rewound; went back, the stream is shorter than it was; forgotten, deletions or '
+    'logged operations beyond the cursor are not kept any more';
+
 -- The rows of hot single-row updates are rewritten all the time: cleaned up early, the tables stay in a few pages.
 ALTER TABLE p2p_sync.settled_sequences SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 ALTER TABLE p2p_sync.map_states SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
@@ -998,6 +1054,23 @@ END $$;
 CREATE OR REPLACE FUNCTION p2p_sync.stream_of(p_path text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_path LIKE '@char/%' OR p_path LIKE '@account/%' THEN '@player'
         WHEN p_path LIKE '@host/%' THEN '@host' ELSE split_part(p_path, '/', 1) END COLLATE "C";
+$$;
+
+-- The advisory lock that the one reader of a consumer holds, for as long as its session lasts.
+CREATE OR REPLACE FUNCTION p2p_sync.consumer_lock(p_consumer text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended('p2p_sync consumer ' || p_consumer, 0);
+$$;
+
+-- Who holds it, for people; NULL where nobody does.
+CREATE OR REPLACE FUNCTION p2p_sync.consumer_reader(p_consumer text) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT coalesce(nullif(a.application_name, ''), 'the session ' || l.pid)
+            || coalesce(' at ' || host(a.client_addr), '')
+            || coalesce(' since ' || to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
+        FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (l.classid::bigint << 32 | l.objid::bigint) = p2p_sync.consumer_lock(p_consumer)
+        LIMIT 1;
 $$;
 
 -- Writes a path as an edit of the operator's, NULL deletes it: at the end of its stream, newer than what is there and at the

@@ -324,6 +324,7 @@ mod tests {
             received_at_ms: 0,
             group_id: None,
             hub_edit: 0,
+            keeps_every: false,
         };
         (1..=count).map(row).collect()
     }

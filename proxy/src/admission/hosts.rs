@@ -138,7 +138,10 @@ impl LaneShare {
         let in_a_slice = f64::from(self.operations.per_second.get()) * PACE.as_secs_f64();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let operations = (in_a_slice as usize).max(SLICE_MIN);
-        Pace::Slices { operations, every: PACE }
+        Pace::Slices {
+            operations,
+            every: PACE,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod embeddings;
+mod feed;
 mod hosts;
 mod keys;
 mod limbo;
@@ -74,6 +75,9 @@ enum Command {
     /// What was embedded of what happens, and what waits for it.
     #[command(subcommand)]
     Embeddings(embeddings::Commands),
+    /// Bring what is committed here into other databases.
+    #[command(subcommand)]
+    Feed(feed::Feed),
     /// The tables.
     #[command(subcommand)]
     Schema(schema::Schema),
@@ -119,6 +123,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Limbo(limbo) => limbo::run(&limbo, &common).await,
         Command::Ops(ops) => ops::run(&ops, &common).await,
         Command::Embeddings(commands) => embeddings::run(&commands, &common).await,
+        Command::Feed(feed) => feed::run(&feed, &common).await,
         Command::Schema(schema) => schema::run(&schema, &common).await,
     };
     match done {

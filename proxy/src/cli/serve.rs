@@ -17,14 +17,15 @@ pub(super) async fn serve(common: &Common) -> Result<(), Problems> {
     app.serve(shutdown).await.map_err(one)
 }
 
-fn internal(error: &std::io::Error) -> Problem {
+pub(super) fn internal(error: &std::io::Error) -> Problem {
     Problem::new(
         Code::Internal,
         format!("the operating system refuses what serving needs: {error}"),
     )
 }
 
-fn shutdown_signal() -> std::io::Result<impl Future<Output = ()> + Send> {
+/// Ends at SIGTERM or SIGINT, from now on.
+pub(super) fn shutdown_signal() -> std::io::Result<impl Future<Output = ()> + Send> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {

@@ -3,16 +3,20 @@
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
 //! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
 //! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
-//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `reembed` makes them anew, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
+//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `reembed` makes them anew, `consumers` who
+//! brings what is committed into other databases, `feed_batch` what they are told of it, `consuming` that they acknowledge, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
 
 mod apply;
 mod bisect;
 mod call;
+mod consumers;
+mod consuming;
 mod edits;
 #[cfg(feature = "embedded")]
 mod embedded;
 mod embedding_queue;
 mod embeddings;
+mod feed_batch;
 mod hosts;
 mod invitations;
 mod leases;
@@ -29,18 +33,22 @@ mod verdicts;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use deadpool_postgres::{Object, PoolError};
+use deadpool_postgres::{GenericClient, Object, PoolError};
 use p2p_sync_proto::{Code, Problem, envelope::Lane};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
-pub(crate) use call::without_nul;
 pub use apply::Pace;
+pub(crate) use call::without_nul;
+pub(crate) use consumers::type_of;
+pub use consumers::{Anew, Consumer, ConsumerFilter, ConsumerStream};
+pub use consuming::ConsumerReader;
 pub use edits::{ConflictFilter, ConflictMember, ConflictRow, HostSide, HubSide, Present, Take};
 pub use embedding_queue::{
     Claim as EmbeddingClaim, Content, EligibleMaps, Embedded, QueueStatus, Release, Source, Spent,
 };
 pub use embeddings::{Found, Hnsw, Search, Space};
+pub use feed_batch::{BATCH_CHANGES_MAX, Batch, Told};
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
 pub use leases::{Assignment, Leases, Renewal, Tenure};
@@ -222,7 +230,7 @@ impl Store {
     }
 }
 
-async fn query(client: &Object, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
+async fn query(client: &impl GenericClient, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Problem> {
     let statement = client.prepare_cached(sql).await.map_err(|error| unavailable(&error))?;
     client
         .query(&statement, values)

@@ -13,7 +13,7 @@ use crate::operation::Outcome;
 macro_rules! columns {
     () => {
         "path, tenure, incarnation, sequence, deleted, payload::text, account_id, host_id, stream_sequence, received_at, \
-            CASE WHEN in_group THEN operation_id END AS group_id, hub_edit"
+            CASE WHEN in_group THEN operation_id END AS group_id, hub_edit, keeps_every"
     };
 }
 
@@ -76,6 +76,8 @@ pub struct StateRow {
     pub group_id: Option<Uuid>,
     /// The operator's last edit of the path, which it holds or was written after; 0 for none.
     pub hub_edit: u64,
+    /// It is of a path whose operations each count, and not only the newest.
+    pub keeps_every: bool,
 }
 
 impl StateRow {
@@ -97,6 +99,7 @@ impl StateRow {
             received_at_ms: u64::try_from(since_1970.as_millis()).unwrap_or_default(),
             group_id: row.get(10),
             hub_edit: unsigned(row.get(11)),
+            keeps_every: row.get(12),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use deadpool_postgres::GenericClient;
 use p2p_sync_proto::Problem;
 use uuid::Uuid;
 
@@ -60,12 +61,7 @@ impl Store {
         // The head first: what is below it is committed, and so seen by the question that follows.
         let heads = query(&client, HEADS, &[&[stream].as_slice()]).await?;
         let head = heads.first().map(head_of).ok_or_else(super::not_answering)?;
-        let rows = query(&client, CHANGES, &[&stream, &signed(after), &i64::from(limit)]).await?;
-        let rows: Vec<StateRow> = rows.iter().map(StateRow::of).collect();
-        let last = rows.last().map_or(after, |row| row.stream_sequence);
-        let is_all = rows.len() < limit as usize;
-        let upto = if is_all { last.max(head.head) } else { last };
-        Ok(Changes { head, rows, upto })
+        changes_after(&client, head, stream, after, limit).await
     }
 
     /// Those of these hosts that are let in, and the generation of their present credential.
@@ -84,6 +80,22 @@ impl Store {
         };
         taken.map_err(|error| super::no_connection(&error))
     }
+}
+
+/// What follows a position of a stream that is known to reach to `head`, at most `limit` changes.
+pub(super) async fn changes_after(
+    client: &impl GenericClient,
+    head: Head,
+    stream: &str,
+    after: u64,
+    limit: u32,
+) -> Result<Changes, Problem> {
+    let rows = query(client, CHANGES, &[&stream, &signed(after), &i64::from(limit)]).await?;
+    let rows: Vec<StateRow> = rows.iter().map(StateRow::of).collect();
+    let last = rows.last().map_or(after, |row| row.stream_sequence);
+    let is_all = rows.len() < limit as usize;
+    let upto = if is_all { last.max(head.head) } else { last };
+    Ok(Changes { head, rows, upto })
 }
 
 fn head_of(row: &tokio_postgres::Row) -> Head {

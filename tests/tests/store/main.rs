@@ -2,7 +2,9 @@
 
 mod conflicts;
 mod embeddings;
+mod feed;
 mod fixture;
+mod followers;
 mod groups;
 mod handovers;
 mod leases;
