@@ -457,11 +457,15 @@ CREATE INDEX IF NOT EXISTS embeddings_by_time ON p2p_sync.embeddings (received_a
 CREATE INDEX IF NOT EXISTS embeddings_by_content ON p2p_sync.embeddings (content_hash);
 CREATE INDEX IF NOT EXISTS embeddings_by_cosine ON p2p_sync.embeddings USING hnsw (embedding halfvec_cosine_ops)
     WITH (m = :hnsw_m, ef_construction = :hnsw_ef_construction);
-COMMENT ON TABLE p2p_sync.embeddings IS 'Texts of operations with their vectors, searched by cosine';
+COMMENT ON TABLE p2p_sync.embeddings IS
+    'Texts of operations with their vectors, searched by cosine; and what tools keep under @hub/VECTOR_EMBEDDING/<id>, which is '
+    'nowhere else';
+COMMENT ON COLUMN p2p_sync.embeddings.content IS 'Empty where a tool gave a vector alone';
 COMMENT ON COLUMN p2p_sync.embeddings.entry IS
     '0 for types kept as latest, whose newest text a path has; the operation''s number in its stream for types kept as every';
 COMMENT ON COLUMN p2p_sync.embeddings.stream_sequence IS 'Of the operation that the text is of';
-COMMENT ON COLUMN p2p_sync.embeddings.content_hash IS 'SHA-256 of the UTF-8: the same text is asked for once';
+COMMENT ON COLUMN p2p_sync.embeddings.content_hash IS
+    'SHA-256 of the UTF-8: the same text is asked for once. Another one where a tool gave the vector';
 COMMENT ON COLUMN p2p_sync.embeddings.metadata IS 'The payload without what was embedded of it; NULL where that is long';
 COMMENT ON COLUMN p2p_sync.embeddings.embedding IS 'Of length 1, in half precision: half the memory, and more dimensions in an index';
 
@@ -499,7 +503,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.embedding_spend (
     sequences    bigint[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE p2p_sync.embedding_spend IS
-    'Tokens that each host, and the queue (the nil UUID), has had embedded on a day (UTC), as the hub counts them';
+    'Tokens that each host, the queue (the nil UUID) and the tools together (the UUID of ones) have had embedded on a day (UTC), '
+    'as the hub counts them';
 COMMENT ON COLUMN p2p_sync.embedding_spend.sequences IS
     'The newest 64 messages of the host that cost something: one that is among them, or older than all, is a replay';
 
@@ -1658,6 +1663,35 @@ BEGIN
     )
     SELECT count(*) INTO v_done FROM held;
     RETURN v_done;
+END $$;
+
+-- Writes what a tool keeps under an id of its own, in the place of what it had there. `verdict`: 0 it took something's place,
+-- 1 it is new; 2 the schema's vectors are another model's, 3 they are being made anew: nothing is written.
+CREATE OR REPLACE FUNCTION p2p_sync.put_entry(
+    p_model text, p_path text, p_data_type smallint, p_map text, p_content text, p_content_hash bytea, p_metadata jsonb,
+    p_vector real[], OUT verdict smallint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_space p2p_sync.embedding_space;
+BEGIN
+    SELECT * INTO v_space FROM p2p_sync.embedding_space FOR SHARE;
+    IF v_space.model IS DISTINCT FROM p_model THEN
+        verdict := 2;
+        RETURN;
+    END IF;
+    -- What came after its last look would be lost with the table that is replaced: nothing else holds this text.
+    IF v_space.next_model IS NOT NULL THEN
+        verdict := 3;
+        RETURN;
+    END IF;
+    INSERT INTO p2p_sync.embeddings (path, entry, stream_sequence, data_type, map, account_id, received_at, content, content_hash,
+            metadata, embedding)
+        VALUES (p_path, 0, 0, p_data_type, p_map, 0, now(), p_content, p_content_hash, p_metadata, p_vector::halfvec)
+        ON CONFLICT (path, entry) DO UPDATE SET
+            map = excluded.map, received_at = excluded.received_at, content = excluded.content,
+            content_hash = excluded.content_hash, metadata = excluded.metadata, embedding = excluded.embedding,
+            embedded_at = now()
+        RETURNING CASE WHEN xmax = 0 THEN 1 ELSE 0 END INTO verdict;
 END $$;
 
 -- Gives back what was taken and not embedded, to be tried again after so long; what has a code is dead until it is retried.

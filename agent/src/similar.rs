@@ -1,6 +1,6 @@
 //! Searching among the hub's embeddings: what is asked, and the hits as JSON, one way for all who search.
 
-use p2p_sync_proto::{Code, Path, Problem, policy::parse_type, v1};
+use p2p_sync_proto::{Code, Path, Problem, path::HUB_EMBEDDINGS, policy::parse_type, v1};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -92,6 +92,8 @@ pub(crate) fn hits_json(hits: &v1::Hits) -> Value {
 fn hit_json(hit: &v1::Hit) -> Value {
     let path = Path::parse(&hit.path).ok();
     let id = path.as_ref().and_then(|path| path.parts().entity);
+    // What a tool keeps at the hub has no path of an operation's.
+    let id = id.or_else(|| hit.path.strip_prefix(HUB_EMBEDDINGS));
     let metadata: Value = serde_json::from_str(&hit.metadata).unwrap_or_default();
     json!({
         "path": hit.path,
@@ -159,6 +161,8 @@ mod tests {
             (&json!("npc:kafra"), &json!("VECTOR_EMBEDDING"))
         );
         assert_eq!(told["metadata"], json!({"by": 7}));
+        let path = "@hub/VECTOR_EMBEDDING/lore:1".to_owned();
+        assert_eq!(hit_json(&v1::Hit { path, ..hit })["id"], "lore:1", "of a tool's own");
         let numbers = v1::Embedding {
             values: vec![0.1, -0.012_345_678],
         };

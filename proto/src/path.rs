@@ -18,6 +18,10 @@ pub const PLAYER_STREAM: &str = "@player";
 /// The stream that numbers the commits of what is the hosts' own.
 pub const HOST_STREAM: &str = "@host";
 
+/// What the paths of a hub's own embeddings begin with: of what a tool keeps there under an id, which stands behind it. No
+/// operation has such a path.
+pub const HUB_EMBEDDINGS: &str = "@hub/VECTOR_EMBEDDING/";
+
 /// Characters' ids are numbers that a database counts with.
 const CHAR_MAX: u64 = i64::MAX.unsigned_abs();
 
@@ -150,7 +154,8 @@ fn check_char(id: u64) -> Result<(), Problem> {
     Err(bad(format!("{id} is no character's id: the largest is {CHAR_MAX}")))
 }
 
-fn check_entity(entity: &str) -> Result<(), Problem> {
+/// Checks an entity, or an id of a tool's own: 1 to [`ENTITY_BYTES_MAX`] bytes without `/` and control characters.
+pub fn check_entity(entity: &str) -> Result<(), Problem> {
     let fits = (1..=ENTITY_BYTES_MAX).contains(&entity.len()) && !entity.chars().any(|c| c == '/' || c.is_control());
     if fits {
         return Ok(());
@@ -298,6 +303,7 @@ mod tests {
             ("prontera", Code::BadPath),
             ("pront era/MAP_STATE", Code::BadMap),
             ("@nobody/1/MAP_STATE", Code::BadMap),
+            ("@hub/VECTOR_EMBEDDING/1", Code::BadMap),
             ("prontera/NO_SUCH_TYPE", Code::UnknownType),
             ("prontera/MAP_STATE/", Code::BadPath),
             ("prontera/MAP_STATE/a/b", Code::BadPath),

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder;
 
 use crate::{
+    admin::{Admin, Ready},
     admission::{
         hosts::Hosts,
         intake::{Intake, Opening},
@@ -70,6 +71,8 @@ pub struct App {
     listener: TcpListener,
     /// Absent: plaintext.
     tls: Option<Tls>,
+    /// Absent: tools are not served.
+    admin: Option<Admin>,
     admission: Admission,
     draining: watch::Sender<bool>,
     types_file: Option<PathBuf>,
@@ -94,6 +97,10 @@ impl App {
     async fn build_with(config: &Config, rules: Rules, sources: Sources) -> Result<Self, Problem> {
         let tls = config.tls.clone().map(Tls::load).transpose()?;
         let listener = bind(config.listen).await?;
+        let admin = match &config.admin {
+            Some(settings) => Some(Admin::build(settings).await?),
+            None => None,
+        };
         let embedder = Embedder::open(&config.embedding).await?;
         let store = Store::connect(&config.store).await?;
         if let Some(embedder) = &embedder {
@@ -147,6 +154,7 @@ impl App {
             hub: Arc::new(hub),
             listener,
             tls,
+            admin,
             admission: config.admission,
             draining,
             types_file: config.types_file.clone(),
@@ -163,6 +171,13 @@ impl App {
         Ok(format!("{scheme}://{}", self.address()?))
     }
 
+    /// Where tools reach it from this machine; none where they are not served.
+    pub fn admin_url(&self) -> std::io::Result<Option<String>> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let address = self.admin.as_ref().map(Admin::address).transpose()?;
+        Ok(address.map(|address| format!("{scheme}://{address}")))
+    }
+
     /// The address that is listened on.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
@@ -174,6 +189,7 @@ impl App {
             hub,
             listener,
             tls,
+            admin,
             admission,
             draining,
             types_file,
@@ -184,7 +200,8 @@ impl App {
         } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         let mut background = JoinSet::new();
-        background.spawn(probe(Arc::clone(&hub), health.clone()));
+        let ready = Ready::default();
+        background.spawn(probe(Arc::clone(&hub), health.clone(), Arc::clone(&ready)));
         background.spawn(maintain(hub.store.clone()));
         background.spawn(note_alive(hub.store.clone()));
         background.spawn(queue::run(Arc::clone(&hub)));
@@ -206,6 +223,12 @@ impl App {
         add_reflection(&mut routes)?;
         Ingress::new(Arc::clone(&hub)).add_to(&mut routes);
         let served = tls.as_ref().map(Tls::served);
+        // Not among those in the background either: what tools have begun comes to its end.
+        let mut for_tools = JoinSet::new();
+        if let Some(admin) = admin {
+            let (hub, ready) = (Arc::clone(&hub), Arc::clone(&ready));
+            for_tools.spawn(admin.serve(hub, ready, served.clone(), admission.request_timeout));
+        }
         if let Some(tls) = tls {
             tracing::info!(certificate = %tls.validity(), "hosts are served over TLS");
             background.spawn(tls.follow());
@@ -228,6 +251,7 @@ impl App {
                 tracing::info!("shutting down: what was begun comes to its end");
                 background.shutdown().await;
                 report(&health, ServingStatus::NotServing).await;
+                ready.store(false, Ordering::Relaxed);
                 draining.send_replace(true);
                 let served = timeout(DRAIN_TIMEOUT, serving).await.unwrap_or_else(|_| {
                     tracing::warn!("connections that did not end by themselves are cut");
@@ -236,6 +260,13 @@ impl App {
                 ended.and(served.map_err(|error| failed(&error)))
             }
         };
+        // Also where serving hosts failed.
+        draining.send_replace(true);
+        let tools_gone = async { while for_tools.join_next().await.is_some() {} };
+        if timeout(DRAIN_TIMEOUT, tools_gone).await.is_err() {
+            tracing::warn!("requests of tools that did not end in time are cut off");
+        }
+        for_tools.shutdown().await;
         if timeout(DRAIN_TIMEOUT, hub.writes.drained()).await.is_err() {
             tracing::warn!("writes are cut off that did not end in time; their senders send them again");
         }
@@ -329,7 +360,7 @@ fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {
 }
 
 /// Says SERVING only while the database answers.
-async fn probe(hub: Arc<Hub>, health: HealthReporter) {
+async fn probe(hub: Arc<Hub>, health: HealthReporter, ready: Ready) {
     let mut ticks = interval(PROBE_INTERVAL);
     let mut answered = None;
     let mut edits = Edits::default();
@@ -338,7 +369,7 @@ async fn probe(hub: Arc<Hub>, health: HealthReporter) {
         let asked = timeout(PROBE_INTERVAL, hub.store.pulse()).await;
         let answers = match asked {
             Ok(Ok((timeline, made))) => {
-                hub.timeline.store(timeline, std::sync::atomic::Ordering::Relaxed);
+                hub.timeline.store(timeline, Ordering::Relaxed);
                 if edits.is_cache_behind(made) {
                     hub.cache.distrust();
                 }
@@ -346,6 +377,7 @@ async fn probe(hub: Arc<Hub>, health: HealthReporter) {
             }
             Ok(Err(_)) | Err(_) => false,
         };
+        ready.store(answers, Ordering::Relaxed);
         if answered.replace(answers) != Some(answers) {
             report(
                 &health,

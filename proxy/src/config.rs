@@ -15,6 +15,7 @@ use p2p_sync_proto::{
 };
 
 use crate::{
+    admin,
     admission::hosts::Quota,
     embed::{self, LocalSettings, ProviderSettings, RemoteSettings, Service, check_base_url},
     secret::Secret,
@@ -31,7 +32,7 @@ const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 const OPENAI_MODEL: &str = "text-embedding-3-small";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 56] = [
+pub const KEYS: [Key; 60] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -44,6 +45,9 @@ pub const KEYS: [Key; 56] = [
     Key::new("host_ops_per_second", "50000"),
     Key::new("host_kib_per_second", "32768"),
     Key::new("host_calls_per_second", "1000"),
+    Key::new("admin_address", "127.0.0.1"),
+    Key::new("admin_port", ""),
+    Key::new("admin_token_file", ""),
     Key::new("pg_connection_string", ""),
     Key::new("embedded_data_dir", "p2p-sync-data"),
     Key::new("pg_pool_size_critical", "4"),
@@ -63,6 +67,7 @@ pub const KEYS: [Key; 56] = [
     Key::new("vector_eligible_maps", ""),
     Key::new("embedding_tokens_per_day", "1000000"),
     Key::new("embedding_host_tokens_per_day", "100000"),
+    Key::new("embedding_tool_tokens_per_day", "1000000"),
     Key::new("hnsw_m", "16"),
     Key::new("hnsw_ef_construction", "64"),
     Key::new("hnsw_ef_search", "100"),
@@ -108,6 +113,8 @@ pub struct Config {
     pub tls: Option<tls::Files>,
     /// What is let in.
     pub admission: Admission,
+    /// Where tools are served; absent: nowhere.
+    pub admin: Option<admin::Settings>,
     /// Which database, and how it is used.
     pub store: StoreConfig,
     /// Absent: cache and publishing live inside the process.
@@ -199,6 +206,14 @@ impl Config {
         raw.finish(keyring_file)
     }
 
+    /// Where the admin listener's token is, by the same file.
+    pub fn load_admin_token_file(file: Option<&Path>, overrides: &Overrides) -> Result<PathBuf, Problems> {
+        let (text, folder) = read(file)?;
+        let raw = Settings::read(&text, &KEYS, |name| std::env::var(name).ok());
+        let token_file = secret_beside(&raw, folder, overrides, "admin_token_file", "admin_token");
+        raw.finish(token_file)
+    }
+
     /// Resolves a file's text; relative paths are meant from `folder`.
     pub fn resolve(
         text: &str,
@@ -206,16 +221,22 @@ impl Config {
         overrides: &Overrides,
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Problems> {
+        let admin_token = environment(admin::TOKEN_VARIABLE).map(Secret::from_string);
         let mut raw = Settings::read(text, &KEYS, environment);
         let tls = tls(&mut raw, folder);
         let speaks_tls = tls.is_some();
-        let listen = listen(&mut raw, speaks_tls);
+        let may_leave_loopback = raw.switch("allow_insecure") || speaks_tls;
+        let listen = listen(&mut raw, may_leave_loopback);
+        let token_file = secret_beside(&raw, folder, overrides, "admin_token_file", "admin_token");
+        let source = admin_token.map_or(admin::Source::File(token_file), admin::Source::Given);
+        let admin = admin(&mut raw, may_leave_loopback, source);
         let admission = admission(&mut raw, speaks_tls);
         let store = store(&mut raw, folder, overrides);
         let config = Self {
             listen,
             tls,
             admission,
+            admin,
             embedding: embedding(&mut raw, folder, store.embedding_dimensions),
             embedding_limits: embedding_limits(&mut raw),
             store,
@@ -286,19 +307,36 @@ fn tls(raw: &mut Settings, folder: &Path) -> Option<tls::Files> {
     Some(files)
 }
 
-fn listen(raw: &mut Settings, speaks_tls: bool) -> SocketAddr {
-    let address = raw.resolve("bind_address", |text| match text.parse::<IpAddr>() {
+fn listen(raw: &mut Settings, may_leave_loopback: bool) -> SocketAddr {
+    let address = address(raw, "bind_address", may_leave_loopback);
+    SocketAddr::new(address, raw.number("port", 0..=65_535))
+}
+
+/// An address to listen on, off loopback only where the proxy speaks TLS or the operator knows better.
+fn address(raw: &mut Settings, key: &str, may_leave_loopback: bool) -> IpAddr {
+    let address = raw.resolve(key, |text| match text.parse::<IpAddr>() {
         Ok(address) => Ok(Some(address)),
         Err(_) => Err("expected an IP address, e.g. 127.0.0.1 or ::".to_owned()),
     });
-    let port = raw.number("port", 0..=65_535);
-    let insecure_allowed = raw.switch("allow_insecure");
-    if address.is_some_and(|address| !address.is_loopback()) && !speaks_tls && !insecure_allowed {
+    if address.is_some_and(|address| !address.is_loopback()) && !may_leave_loopback {
         let what_to_do = "the proxy speaks plaintext, which has no place off loopback: set tls_cert and tls_key; or put a load \
                           balancer with TLS before it, and set allow_insecure = yes once nothing else reaches the port";
-        raw.refuse("bind_address", Code::BadValue, what_to_do);
+        raw.refuse(key, Code::BadValue, what_to_do);
     }
-    SocketAddr::new(address.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)
+    address.unwrap_or(IpAddr::from([127, 0, 0, 1]))
+}
+
+fn admin(raw: &mut Settings, may_leave_loopback: bool, source: admin::Source) -> Option<admin::Settings> {
+    let address = address(raw, "admin_address", may_leave_loopback);
+    let port = raw.resolve("admin_port", |text| match (text, text.parse::<u16>()) {
+        ("", _) => Ok(None),
+        (_, Ok(port)) => Ok(Some(port)),
+        (_, Err(_)) => Err("expected nothing, or a whole number from 0 to 65535".to_owned()),
+    })?;
+    Some(admin::Settings {
+        listen: SocketAddr::new(address, port),
+        source,
+    })
 }
 
 fn admission(raw: &mut Settings, speaks_tls: bool) -> Admission {
@@ -386,6 +424,7 @@ fn embedding_limits(raw: &mut Settings) -> embed::Limits {
         eligible,
         queue_tokens: Some(queue_tokens).filter(|tokens| *tokens > 0),
         host_tokens: raw.number("embedding_host_tokens_per_day", 0..=TOKENS_MAX),
+        tool_tokens: Some(raw.number("embedding_tool_tokens_per_day", 0..=TOKENS_MAX)).filter(|tokens| *tokens > 0),
     }
 }
 
@@ -499,9 +538,14 @@ fn data_dir(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf {
 }
 
 fn keyring_file(raw: &Settings, folder: &Path, overrides: &Overrides) -> PathBuf {
-    match raw.text("keyring_file") {
-        "" if overrides.embedded => data_dir(raw, folder, overrides).join("keyring"),
-        "" => folder.join("p2p_sync.keyring"),
+    secret_beside(raw, folder, overrides, "keyring_file", "keyring")
+}
+
+/// A secret's file: as the key says, or of its name beside the settings or inside an embedded database's folder.
+fn secret_beside(raw: &Settings, folder: &Path, overrides: &Overrides, key: &str, name: &str) -> PathBuf {
+    match raw.text(key) {
+        "" if overrides.embedded => data_dir(raw, folder, overrides).join(name),
+        "" => folder.join(format!("p2p_sync.{name}")),
         file => folder.join(file),
     }
 }

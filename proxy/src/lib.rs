@@ -2,6 +2,7 @@
 //!
 //! [`pipeline`] shows the order of the stages; [`app`] puts everything together; [`cli`] is the program.
 
+pub mod admin;
 pub mod admission;
 pub mod app;
 pub mod cache;

@@ -9,6 +9,11 @@ use zeroize::Zeroizing;
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
+    /// Of a text that is given away, so that no copy of it stays.
+    pub fn from_string(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
     /// The text itself, for whom it is meant.
     pub fn expose(&self) -> &str {
         &self.0

@@ -54,6 +54,7 @@ pub struct Hub {
     is_embedded: bool,
     child: Option<Child>,
     address: String,
+    admin_url: Option<String>,
 }
 
 impl Hub {
@@ -87,6 +88,7 @@ impl Hub {
             is_embedded,
             child: None,
             address: String::new(),
+            admin_url: None,
         };
         if !is_embedded {
             hub.command(&["keys", "new"]);
@@ -156,6 +158,12 @@ impl Hub {
             panic!("the hub did not start, it said {line:?} and:\n{log}")
         });
         self.address = address.to_owned();
+        let text = std::fs::read_to_string(&self.config).expect("its settings");
+        if text.contains("\nadmin_port =") {
+            let line = lines.next().and_then(Result::ok).unwrap_or_default();
+            let url = line.strip_prefix("p2p-sync-proxy: tools are served on ");
+            self.admin_url = Some(url.unwrap_or_else(|| panic!("{line}")).to_owned());
+        }
         self.child = Some(child);
         self.address.clone()
     }
@@ -163,6 +171,14 @@ impl Hub {
     /// Where it serves, or served last.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Where it serves tools.
+    ///
+    /// # Panics
+    /// Where its settings have no `admin_port`, or it did not run yet.
+    pub fn admin_url(&self) -> &str {
+        self.admin_url.as_deref().expect("tools are served")
     }
 
     /// Its configuration file.

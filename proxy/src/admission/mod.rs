@@ -23,14 +23,14 @@ pub use places::{Place, Places};
 
 /// So much a second on average, and a burst.
 #[derive(Debug)]
-struct Rate {
+pub(crate) struct Rate {
     limiter: RateLimiter<NotKeyed, InMemoryState, MonotonicClock, StateInformationMiddleware>,
     per_second: NonZeroU32,
     burst: NonZeroU32,
 }
 
 impl Rate {
-    fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
+    pub(crate) fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
         let quota = Quota::per_second(per_second).allow_burst(burst);
         Self {
             limiter: RateLimiter::direct_with_clock(quota, MonotonicClock).with_middleware(),
@@ -41,7 +41,7 @@ impl Rate {
 
     /// Takes so many of it and gives how many are left, or none and says how long it is until they are there. More than a burst
     /// counts as one.
-    fn take(&self, many: usize) -> Result<u32, Duration> {
+    pub(crate) fn take(&self, many: usize) -> Result<u32, Duration> {
         let many = u32::try_from(many).unwrap_or(u32::MAX).min(self.burst.get());
         let Some(many) = NonZeroU32::new(many) else {
             return Ok(self.burst.get());

@@ -116,7 +116,7 @@ impl Peers {
 }
 
 /// Whoever has one IPv6 address has its whole network of 64 bits.
-fn whose(address: IpAddr) -> IpAddr {
+pub(crate) fn whose(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let network = address.to_bits() & !u128::from(u64::MAX);

@@ -8,6 +8,7 @@ use tokio_postgres::NoTls;
 
 use super::{Common, log_warnings};
 use crate::{
+    admin,
     config::{Config, Redis},
     embed::{Embedder, ProviderSettings, Settings},
     keyring::{KEYRING_VARIABLE, Keyring},
@@ -38,6 +39,7 @@ pub(super) async fn check(common: &Common) -> ExitCode {
         Rules::load(config.types_file.as_deref()).map(|rules| format!("ok ({of}, version {})", rules.policies.version));
     let all_well = [
         told("tls", &certificate(&config)),
+        told("admin", &admin(&config)),
         told("rules", &rules),
         told("keyring", &keyring(&config)),
         told("database", &database(&config).await),
@@ -76,6 +78,14 @@ fn certificate(config: &Config) -> Result<String, Problem> {
         tls::check_pin(files, ca)?;
     }
     Ok(format!("ok ({found})"))
+}
+
+fn admin(config: &Config) -> Result<String, Problem> {
+    let Some(settings) = &config.admin else {
+        return Ok("ok (off)".to_owned());
+    };
+    admin::check(settings)?;
+    Ok(format!("ok ({})", settings.listen))
 }
 
 fn keyring(config: &Config) -> Result<String, Problem> {
@@ -122,7 +132,7 @@ async fn database(config: &Config) -> Result<String, Problem> {
 
 pub(super) fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).map_or(true, |mut entries| {
-        entries.all(|entry| entry.is_ok_and(|e| e.file_name() == "keyring"))
+        entries.all(|entry| entry.is_ok_and(|e| e.file_name() == "keyring" || e.file_name() == "admin_token"))
     })
 }
 

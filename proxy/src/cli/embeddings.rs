@@ -8,7 +8,7 @@ use p2p_sync_proto::{Code, Problem, path::check_map, policy::parse_type, setting
 use super::{Common, log_warnings, maps::ago, one};
 use crate::{
     config::Config,
-    embed::{Caller, Embedder, Embeddings, Near, Query, queue},
+    embed::{Caller, Embedder, Embeddings, Near, Query, TOOLS_SPENDER, queue},
     store::{EligibleMaps, Found, Store},
     validate::types_file::Rules,
 };
@@ -28,7 +28,8 @@ pub(super) enum Commands {
     },
     /// Try again what failed for good.
     Retry,
-    /// Delete vectors, and what waits to be embedded; what is written from then on is embedded as before.
+    /// Delete vectors, and what waits to be embedded; what is written from then on is embedded as before. What tools keep goes
+    /// by its path alone.
     Forget(Forget),
 }
 
@@ -112,6 +113,12 @@ async fn status(store: &Store, config: &Config) -> Result<(), Problem> {
                 .map(|tokens| format!(" of {tokens}"))
                 .unwrap_or_default();
             println!("spent today: {tokens}{of} tokens by the queue");
+        } else if *spender == TOOLS_SPENDER {
+            let of = limits
+                .tool_tokens
+                .map(|tokens| format!(" of {tokens}"))
+                .unwrap_or_default();
+            println!("spent today: {tokens}{of} tokens by tools");
         } else {
             println!(
                 "spent today: {tokens} of {} tokens by host {spender}",

@@ -7,6 +7,7 @@ use p2p_sync_proto::{Code, Problem, certificate::day, keys::KeyId, settings::Pro
 
 use super::{Common, check::is_empty, log_warnings, one};
 use crate::{
+    admin,
     config::Config,
     keyring::{self, KEYRING_VARIABLE, Keyring, add_key},
     store::{Connection, KeyUsers, Store},
@@ -33,11 +34,17 @@ pub(super) enum Keys {
         #[arg(long)]
         force: bool,
     },
+    /// Make the token that tools show to the admin listener, in `admin_token_file`. Of one that was there nothing is taken any
+    /// more, within seconds.
+    AdminToken,
     /// Show the keys' names, ages and use, never the keys.
     List,
 }
 
 pub(super) async fn run(keys: &Keys, common: &Common) -> Result<(), Problems> {
+    if matches!(keys, Keys::AdminToken) {
+        return admin_token(common);
+    }
     let file = Config::load_keyring_file(common.file(), &common.overrides())?;
     match keys {
         Keys::New => new(&file),
@@ -45,6 +52,7 @@ pub(super) async fn run(keys: &Keys, common: &Common) -> Result<(), Problems> {
         Keys::Retire { id, force: true } => keyring::retire(&file, id),
         Keys::Retire { id, force: false } => retire(&file, id, &common.load()?).await,
         Keys::List => list(&file, common).await,
+        Keys::AdminToken => Ok(()),
     }
     .map_err(one)?;
     if !matches!(keys, Keys::List) && std::env::var_os(KEYRING_VARIABLE).is_some() {
@@ -81,6 +89,23 @@ fn rotate(file: &Path, id: Option<&KeyId>) -> Result<(), Problem> {
         );
     }
     eprintln!("{current} is current: hosts renew their credentials by themselves; `keys list` tells when all have");
+    Ok(())
+}
+
+fn admin_token(common: &Common) -> Result<(), Problems> {
+    let file = Config::load_admin_token_file(common.file(), &common.overrides())?;
+    admin::make_token(&file).map_err(one)?;
+    println!("{}", file.display());
+    eprintln!(
+        "give tools what it holds: curl -H \"Authorization: Bearer $(cat {})\"",
+        file.display()
+    );
+    if std::env::var_os(admin::TOKEN_VARIABLE).is_some() {
+        eprintln!(
+            "{} is set and goes before the file: change it likewise, or unset it",
+            admin::TOKEN_VARIABLE
+        );
+    }
     Ok(())
 }
 

@@ -74,8 +74,12 @@ async fn reembed(config: &Config) -> Result<(), Problem> {
         0 => String::new(),
         texts => format!("; {texts} texts, which the provider does not take, wait in the queue"),
     };
+    let without_text = match done.without_text {
+        0 => String::new(),
+        vectors => format!("; {vectors} that tools gave without a text are gone: have them put anew"),
+    };
     println!(
-        "{} vectors of {} dimensions by {} are in place{not_taken}: start the proxies anew with these settings",
+        "{} vectors of {} dimensions by {} are in place{not_taken}{without_text}: start the proxies anew with these settings",
         done.done,
         embedder.dimensions(),
         embedder.model()

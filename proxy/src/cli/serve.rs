@@ -13,7 +13,11 @@ pub(super) async fn serve(common: &Common) -> Result<(), Problems> {
     let shutdown = shutdown_signal().map_err(|error| one(internal(&error)))?;
     let app = App::build(&config).await?;
     let url = app.url().map_err(|error| one(internal(&error)))?;
-    println!("p2p-sync-proxy: serving on {url}");
+    let mut told = format!("p2p-sync-proxy: serving on {url}\n");
+    if let Some(admin_url) = app.admin_url().map_err(|error| one(internal(&error)))? {
+        told += &format!("p2p-sync-proxy: tools are served on {admin_url}\n");
+    }
+    print!("{told}");
     app.serve(shutdown).await.map_err(one)
 }
 

@@ -64,6 +64,46 @@ fn plaintext_off_loopback_is_refused_unless_it_is_allowed() {
 }
 
 #[test]
+fn tools_are_served_where_a_port_says_so_and_off_loopback_only_over_tls() {
+    assert!(
+        resolve("", &EMBEDDED).expect("valid").admin.is_none(),
+        "nothing listens unless asked"
+    );
+    let admin = |text: &str| resolve(text, &EMBEDDED).expect(text).admin.expect("a port");
+    let found = admin("admin_port = 0");
+    assert_eq!(found.listen.to_string(), "127.0.0.1:0");
+    assert!(
+        matches!(found.source, admin::Source::File(file) if file == Path::new("/etc/p2p/p2p-sync-data/admin_token"))
+    );
+    let text = "pg_connection_string = host=db\nadmin_port = 50052";
+    let found = resolve(text, &Overrides::default())
+        .expect("valid")
+        .admin
+        .expect("a port");
+    assert!(matches!(found.source, admin::Source::File(file) if file == Path::new("/etc/p2p/p2p_sync.admin_token")));
+
+    let open = "admin_port = 50052\nadmin_address = ::";
+    let problems = resolve(open, &EMBEDDED).expect_err("plaintext").to_string();
+    assert!(
+        problems.starts_with("E103 BAD_VALUE: line 2: admin_address: "),
+        "{problems}"
+    );
+    admin(&format!("{open}\nallow_insecure = yes"));
+    admin(&format!("{open}\ntls_cert = hub.pem\ntls_key = hub.key"));
+    resolve("admin_port = http", &EMBEDDED).expect_err("no number");
+
+    let environment = |name: &str| (name == admin::TOKEN_VARIABLE).then(|| "hunter2".to_owned());
+    let text = "admin_port = 50052\nadmin_token_file = elsewhere";
+    let config = Config::resolve(text, Path::new(""), &EMBEDDED, environment).expect("valid");
+    assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
+    let source = config.admin.expect("a port").source;
+    assert!(
+        matches!(source, admin::Source::Given(token) if token.expose() == "hunter2"),
+        "the environment goes first"
+    );
+}
+
+#[test]
 fn all_mistakes_are_told_at_once() {
     let text = "port = 70000\nredis_prefix = a b\nlog_format = xml\ncache_expiry_second = 5\n";
     let problems = resolve(text, &Overrides::default()).expect_err("five mistakes");

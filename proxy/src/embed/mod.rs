@@ -16,6 +16,7 @@ mod remote;
 mod service;
 mod settings;
 pub mod text;
+mod turns;
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::EmbedError;
 pub(crate) use remote::check_base_url;
-pub use service::{Caller, Embeddings, Limits, Near, Query};
+pub use service::{Caller, Embeddings, Kept, Limits, Near, Query, TOOLS_SPENDER};
 pub use settings::{LocalSettings, ProviderSettings, RemoteSettings, Service, Settings};
 
 use lexical::Lexical;

@@ -2,21 +2,35 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use p2p_sync_proto::{Code, Position, Problem, limits::HITS_MAX, path::check_map, v1::SyncDataType};
-use tokio::sync::{Notify, Semaphore};
+use p2p_sync_proto::{
+    Code, Position, Problem,
+    limits::{HITS_MAX, PATH_BYTES_MAX},
+    path::{check_entity, check_map},
+    v1::SyncDataType,
+};
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{EmbedError, Embedder, text::tokens};
+use super::{
+    EmbedError, Embedder, checked,
+    text::{METADATA_BYTES_MAX, tokens},
+    turns::Turns,
+};
 use crate::{
     operation::Valid,
-    store::{EligibleMaps, Found, Search, Spent, Store},
+    store::{EligibleMaps, Entry, Found, NewEntry, Search, Spent, Store},
     validate::types_file::Rules,
 };
 
-/// Calls of the provider for hosts and tools at one time.
+/// Calls of the provider for hosts and tools at one time, and those of either at most.
 const CALLS_MAX: usize = 16;
+const CALLS_EACH_MAX: usize = 12;
 /// Searches at one time: one connection fewer than there are for vectors, for what waits to be embedded goes on.
 const SEARCHES_MAX: usize = 3;
+const SEARCHES_EACH_MAX: usize = 2;
+/// Who the tools' tokens are counted for.
+pub const TOOLS_SPENDER: Uuid = Uuid::max();
 /// Later than any time that is asked for, and within what Postgres counts: the end of the year 9999.
 const LAST_MS: u64 = 253_402_300_799_999;
 
@@ -29,13 +43,17 @@ pub struct Limits {
     pub queue_tokens: Option<u64>,
     /// Of each host's own calls, a day; 0: hosts may not call.
     pub host_tokens: u64,
+    /// Of all tools together, a day; absent: without a bound.
+    pub tool_tokens: Option<u64>,
 }
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub enum Caller {
-    /// The operator, or a tool of the operator's: sees everything and has no budget.
+    /// The operator: sees everything and has no budget.
     Operator,
+    /// A tool, by the admin listener's token: sees everything.
+    Tool,
     /// A host, by a message whose seal has proven its position.
     Host {
         /// Who.
@@ -65,6 +83,8 @@ pub struct Query {
     pub maps: Vec<String>,
     /// Of these types alone; none: of all.
     pub types: Vec<SyncDataType>,
+    /// Whose paths begin so; absent: all.
+    pub prefix: Option<String>,
     /// Received from then on, milliseconds since 1970; 0: from the beginning.
     pub since_ms: u64,
     /// Received before, milliseconds since 1970; 0: to the end.
@@ -81,11 +101,25 @@ impl Query {
             limit: 0,
             maps: Vec::new(),
             types: Vec::new(),
+            prefix: None,
             since_ms: 0,
             until_ms: 0,
             similarity_min: None,
         }
     }
+}
+
+/// What a tool wants to keep under an id of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Embedded, unless there is a vector.
+    pub text: Option<String>,
+    /// Of the hub's own model.
+    pub vector: Option<Vec<f32>>,
+    /// On whose map it is found; empty: on none, so that no host finds it where leases govern.
+    pub map: String,
+    /// A JSON object.
+    pub metadata: Option<String>,
 }
 
 /// The hub's embeddings.
@@ -94,8 +128,8 @@ pub struct Embeddings {
     embedder: Option<Embedder>,
     pub(super) limits: Limits,
     pub(super) wake: Notify,
-    calls: Semaphore,
-    searches: Semaphore,
+    calls: Turns,
+    searches: Turns,
 }
 
 impl Embeddings {
@@ -105,8 +139,8 @@ impl Embeddings {
             embedder,
             limits,
             wake: Notify::new(),
-            calls: Semaphore::new(CALLS_MAX),
-            searches: Semaphore::new(SEARCHES_MAX),
+            calls: Turns::new(CALLS_MAX, CALLS_EACH_MAX),
+            searches: Turns::new(SEARCHES_MAX, SEARCHES_EACH_MAX),
         }
     }
 
@@ -176,10 +210,11 @@ impl Embeddings {
             },
             maps: maps.as_deref(),
             types: &types,
+            prefix: query.prefix.as_deref(),
             since: time(query.since_ms),
             until: time(query.until_ms),
         };
-        let _turn = self.searches.acquire().await;
+        let _turn = self.searches.take(caller).await;
         let mut found = store.search_embeddings(&search).await?.ok_or_else(other_model)?;
         if let Some(least) = query.similarity_min {
             found.retain(|hit| hit.similarity >= least);
@@ -209,48 +244,137 @@ impl Embeddings {
         texts: &[String],
     ) -> Result<Vec<Vec<f32>>, Problem> {
         let cost: u64 = texts.iter().map(|text| tokens(text)).sum();
-        if let Caller::Host { host_id, position } = caller {
-            if position.incarnation == 0 {
-                let sentence =
-                    "what costs something is numbered by the outbox that it comes from: send it through an agent";
-                return Err(Problem::new(Code::BadRequest, sentence));
-            }
-            let limit = self.limits.host_tokens;
-            match store
-                .spend_embedding_tokens(host_id, cost, Some(limit), Some(position))
-                .await?
-            {
-                Spent::Yes => {}
-                Spent::Replay => {
-                    let sentence = "this request was taken before, or many newer ones were: seal it anew";
-                    return Err(Problem::new(Code::Replay, sentence));
-                }
-                Spent::TooMany(left) => {
-                    let sentence = format!(
-                        "this takes {cost} tokens, and {left} of this host's {limit} a day are left: ask for less, or \
-                         tomorrow (UTC)"
-                    );
-                    return Err(Problem::new(Code::BudgetSpent, sentence));
-                }
-            }
-        }
-        let _turn = self.calls.acquire().await;
+        self.pay(store, caller, cost).await?;
+        let _turn = self.calls.take(caller).await;
         let vectors = embedder.embed(texts).await;
-        if let (Err(_), Caller::Host { host_id, .. }) = (&vectors, caller) {
+        if let (Err(_), Some(spender)) = (&vectors, caller.spender()) {
             // Nothing came for it.
-            if let Err(problem) = store.give_back_embedding_tokens(host_id, cost).await {
-                tracing::warn!(%problem, %host_id, "tokens stay spent for which a host got nothing");
+            if let Err(problem) = store.give_back_embedding_tokens(spender, cost).await {
+                tracing::warn!(%problem, %spender, "tokens stay spent for which nothing came");
             }
         }
         vectors.map_err(|error| told(&error, caller))
     }
+
+    /// Has a caller pay for texts before they are asked for.
+    async fn pay(&self, store: &Store, caller: Caller, cost: u64) -> Result<(), Problem> {
+        let (limit, message, whose) = match caller {
+            Caller::Operator => return Ok(()),
+            Caller::Tool => (self.limits.tool_tokens, None, "the tools'"),
+            Caller::Host { position, .. } if position.incarnation == 0 => {
+                let sentence =
+                    "what costs something is numbered by the outbox that it comes from: send it through an agent";
+                return Err(Problem::new(Code::BadRequest, sentence));
+            }
+            Caller::Host { position, .. } => (Some(self.limits.host_tokens), Some(position), "this host's"),
+        };
+        let spender = caller.spender().unwrap_or_default();
+        match store.spend_embedding_tokens(spender, cost, limit, message).await? {
+            Spent::Yes => Ok(()),
+            Spent::Replay => {
+                let sentence = "this request was taken before, or many newer ones were: seal it anew";
+                Err(Problem::new(Code::Replay, sentence))
+            }
+            Spent::TooMany(left) => {
+                let limit = limit.unwrap_or_default();
+                let sentence = format!(
+                    "this takes {cost} tokens, and {left} of {whose} {limit} a day are left: ask for less, or tomorrow (UTC)"
+                );
+                Err(Problem::new(Code::BudgetSpent, sentence))
+            }
+        }
+    }
+
+    /// Keeps something of a tool's under an id of its own, in the place of what it had there; gives whether it had nothing.
+    ///
+    /// Errors: as [`Self::search`]; `BAD_PATH` of an id, `BAD_TEXT`, `TOO_LARGE` and what JSON may be of metadata.
+    pub async fn put(&self, store: &Store, id: &str, kept: Kept) -> Result<bool, Problem> {
+        let embedder = self.allowed(Caller::Tool)?;
+        check_entity(id)?;
+        if !kept.map.is_empty() {
+            check_map(&kept.map)?;
+        }
+        check_metadata(kept.metadata.as_deref())?;
+        let texts: Vec<String> = kept.text.into_iter().collect();
+        embedder.bounds().check(&texts).map_err(|error| error.for_caller())?;
+        let text = texts.first().map_or("", String::as_str);
+        if text.contains('\0') {
+            let sentence = "the text has a NUL in it, which the database does not hold: leave it out";
+            return Err(Problem::new(Code::BadText, sentence));
+        }
+        let mut hash = Sha256::new_with_prefix(text.as_bytes());
+        let vector = match kept.vector {
+            Some(vector) => {
+                check_vector(&vector, embedder.dimensions())?;
+                for number in &vector {
+                    hash.update(number.to_le_bytes());
+                }
+                let of_length_1 = checked(vec![vector], 1, embedder.dimensions());
+                of_length_1.map_err(|error| error.for_caller())?
+            }
+            None if texts.is_empty() => {
+                let sentence = "give a text, which the hub embeds, or an embedding, or both";
+                return Err(Problem::new(Code::BadRequest, sentence));
+            }
+            None => {
+                let of_text: [u8; 32] = hash.clone().finalize().into();
+                let known = store.known_vectors(&[of_text.as_slice()]).await?;
+                match known.into_iter().next() {
+                    Some((_, vector)) if vector.len() == embedder.dimensions() => vec![vector],
+                    _ => self.embed(embedder, store, Caller::Tool, &texts).await?,
+                }
+            }
+        };
+        let hash: [u8; 32] = hash.finalize().into();
+        let entry = NewEntry {
+            id,
+            map: &kept.map,
+            text,
+            hash: &hash,
+            metadata: kept.metadata.as_deref(),
+            vector: vector.first().map_or(&[], Vec::as_slice),
+        };
+        store.put_entry(embedder.model(), &entry).await
+    }
+
+    /// What a tool keeps under an id.
+    ///
+    /// Errors: `NOT_FOUND`, `BAD_PATH`.
+    pub async fn get(&self, store: &Store, id: &str) -> Result<Entry, Problem> {
+        check_entity(id)?;
+        store.entry(id).await?.ok_or_else(nothing_there)
+    }
+
+    /// Deletes what a tool keeps under an id.
+    ///
+    /// Errors: `NOT_FOUND`, `BAD_PATH`.
+    pub async fn delete(&self, store: &Store, id: &str) -> Result<(), Problem> {
+        check_entity(id)?;
+        let was_there = store.delete_entry(id).await?;
+        was_there.then_some(()).ok_or_else(nothing_there)
+    }
+}
+
+impl Caller {
+    /// Whom tokens are counted for; `None`: nobody counts.
+    fn spender(&self) -> Option<Uuid> {
+        match self {
+            Self::Operator => None,
+            Self::Tool => Some(TOOLS_SPENDER),
+            Self::Host { host_id, .. } => Some(*host_id),
+        }
+    }
+}
+
+fn nothing_there() -> Problem {
+    Problem::new(Code::NotFound, "nothing is kept under this id: put it there first")
 }
 
 fn told(error: &EmbedError, caller: Caller) -> Problem {
     match caller {
         Caller::Operator => error.for_operator(),
-        Caller::Host { .. } => {
-            tracing::debug!(%error, "a host's text was not embedded");
+        Caller::Host { .. } | Caller::Tool => {
+            tracing::debug!(%error, "a host's or a tool's text was not embedded");
             error.for_caller()
         }
     }
@@ -308,8 +432,34 @@ fn check_filters(query: &Query) -> Result<(), Problem> {
         ));
     }
     query.maps.iter().try_for_each(|map| check_map(map))?;
+    if query
+        .prefix
+        .as_ref()
+        .is_some_and(|prefix| prefix.len() > PATH_BYTES_MAX || prefix.contains('\0'))
+    {
+        return bad(format!("a prefix has at most {PATH_BYTES_MAX} bytes, and no NUL"));
+    }
     if query.similarity_min.is_some_and(|least| !(-1.0..=1.0).contains(&least)) {
         return bad("the least similarity is a number from -1 to 1".to_owned());
+    }
+    Ok(())
+}
+
+/// As small as what is kept beside an operation's text, and such that the database holds it.
+fn check_metadata(metadata: Option<&str>) -> Result<(), Problem> {
+    let Some(metadata) = metadata else {
+        return Ok(());
+    };
+    if metadata.len() > METADATA_BYTES_MAX {
+        let sentence = format!(
+            "the metadata has {} bytes of at most {METADATA_BYTES_MAX}: keep more elsewhere, under the same id",
+            metadata.len()
+        );
+        return Err(Problem::new(Code::TooLarge, sentence));
+    }
+    p2p_sync_proto::json::check(metadata)?;
+    if !metadata.trim_start().starts_with('{') {
+        return Err(Problem::new(Code::BadRequest, "metadata is a JSON object"));
     }
     Ok(())
 }
@@ -358,5 +508,17 @@ mod tests {
         assert_eq!(query(|query| query.similarity_min = Some(f32::NAN)), Code::BadRequest);
         assert_eq!(query(|query| query.maps = vec!["a/b".to_owned()]), Code::BadMap);
         assert_eq!(query(|query| query.maps = vec!["a".to_owned(); 2000]), Code::BadRequest);
+        assert_eq!(query(|query| query.prefix = Some("@hub/".to_owned())), Code::None);
+        assert_eq!(query(|query| query.prefix = Some("p".repeat(257))), Code::BadRequest);
+    }
+
+    #[test]
+    fn metadata_is_a_small_object_that_the_database_holds() {
+        let code = |json: &str| check_metadata(Some(json)).map_or_else(|problem| problem.code, |()| Code::None);
+        assert_eq!(check_metadata(None), Ok(()));
+        assert_eq!(code(r#"{"by":"lore team"}"#), Code::None);
+        assert_eq!(code("[1]"), Code::BadRequest);
+        assert_eq!(code(r#"{"a":"\u0000"}"#), Code::BadText);
+        assert_eq!(code(&format!(r#"{{"a":"{}"}}"#, "x".repeat(4096))), Code::TooLarge);
     }
 }

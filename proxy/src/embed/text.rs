@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Pointers of one type.
 pub const POINTERS_MAX: usize = 8;
 /// Of the JSON that is kept beside a text; more is left out.
-const METADATA_BYTES_MAX: usize = 4096;
+pub(super) const METADATA_BYTES_MAX: usize = 4096;
 /// A token has some four letters of English, and up to three bytes of other scripts.
 const TOKEN_BYTES: usize = 3;
 

@@ -60,6 +60,7 @@ pub(super) async fn search(
         limit: search.limit,
         maps: search.maps,
         types: search.types.iter().map(read).collect::<Result<_, _>>()?,
+        prefix: None,
         since_ms: search.since_ms,
         until_ms: search.until_ms,
         similarity_min: search.similarity_min,

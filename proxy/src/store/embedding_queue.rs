@@ -348,12 +348,13 @@ impl Store {
     }
 
     /// Forgets the vectors of a map, of a path, or with neither of everything, and what of it waits; gives how many vectors
-    /// went. What is written from then on is embedded as before.
+    /// went. What is written from then on is embedded as before. What tools keep goes by its path alone, for nothing else has it.
     pub async fn forget_embeddings(&self, map: Option<&str>, path: Option<&str>) -> Result<u64, Problem> {
         const FORGET: &str = "WITH queued AS (DELETE FROM p2p_sync.embedding_queue \
                 WHERE map = coalesce($1, map) AND path = coalesce($2, path)), \
             gone AS (DELETE FROM p2p_sync.embeddings \
-                WHERE map = coalesce($1, map) AND path = coalesce($2, path) RETURNING 1) \
+                WHERE map = coalesce($1, map) AND path = coalesce($2, path) \
+                    AND ($2 IS NOT NULL OR NOT starts_with(path, '@hub/')) RETURNING 1) \
             SELECT count(*) FROM gone";
         let rows = self.embedding_change(FORGET, &[&map, &path]).await?;
         rows.first().map(|row| unsigned(row.get(0))).ok_or_else(not_answering)

@@ -46,6 +46,8 @@ pub struct Search<'a> {
     pub maps: Option<&'a [String]>,
     /// Of these types alone; none: of all.
     pub types: &'a [i16],
+    /// Whose paths begin so; absent: all.
+    pub prefix: Option<&'a str>,
     /// Received from then on.
     pub since: Option<SystemTime>,
     /// Received before.
@@ -133,6 +135,9 @@ impl Store {
         }
         if !search.types.is_empty() {
             add(" AND data_type = ANY (?)", &search.types);
+        }
+        if let Some(prefix) = &search.prefix {
+            add(" AND starts_with(path, ?)", prefix);
         }
         if let Some(since) = &search.since {
             add(" AND received_at >= ?", since);

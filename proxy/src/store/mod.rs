@@ -3,8 +3,10 @@
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
 //! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
 //! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
-//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `reembed` makes them anew, `consumers` who
-//! brings what is committed into other databases, `feed_batch` what they are told of it, `consuming` that they acknowledge, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres inside this process where there is none outside.
+//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `entries` what tools keep
+//! among them, `reembed` makes them anew, `consumers` who brings what is committed into other databases, `feed_batch` what they
+//! are told of it, `consuming` that they acknowledge, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres
+//! inside this process where there is none outside.
 
 mod apply;
 mod bisect;
@@ -16,6 +18,7 @@ mod edits;
 mod embedded;
 mod embedding_queue;
 mod embeddings;
+mod entries;
 mod feed_batch;
 mod hosts;
 mod invitations;
@@ -48,6 +51,7 @@ pub use embedding_queue::{
     Claim as EmbeddingClaim, Content, EligibleMaps, Embedded, QueueStatus, Release, Source, Spent,
 };
 pub use embeddings::{Found, Hnsw, Search, Space};
+pub use entries::{Entry, NewEntry};
 pub use feed_batch::{BATCH_CHANGES_MAX, Batch, Told};
 pub use hosts::{Claim, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};

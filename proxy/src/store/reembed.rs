@@ -26,6 +26,8 @@ pub struct Progress {
     pub all: u64,
     /// Texts that the provider does not take: they have no vector any more.
     pub not_taken: u64,
+    /// Vectors that tools gave without a text: nothing can be made of them.
+    pub without_text: u64,
     /// The vectors are there, and their index is being made.
     pub is_indexing: bool,
 }
@@ -58,7 +60,10 @@ impl Store {
             run(&client, COPY).await?;
             begun
         } else {
-            embed_all(&client, embedder, begun, &mut told).await?
+            let mut made = embed_all(&client, embedder, begun, &mut told).await?;
+            let counted = rows(&client, WITHOUT_TEXT, &[]).await?;
+            made.without_text = counted.first().map_or(0, |row| super::unsigned(row.get(0)));
+            made
         };
         progress.is_indexing = true;
         told(progress);
@@ -72,6 +77,8 @@ impl Store {
 
 /// Where only the index changes.
 const COPY: &str = "INSERT INTO p2p_sync.embeddings_next SELECT * FROM p2p_sync.embeddings ON CONFLICT DO NOTHING";
+
+const WITHOUT_TEXT: &str = "SELECT count(*) FROM p2p_sync.embeddings WHERE content = ''";
 
 /// A table for a model's vectors, unless it is there from an earlier attempt.
 async fn prepare(client: &Object, embedder: &Embedder) -> Result<(), Problem> {
@@ -105,7 +112,7 @@ async fn embed_all(
     told: &mut impl FnMut(Progress),
 ) -> Result<Progress, Problem> {
     const MISSING: &str = "SELECT e.path, e.entry, e.content, e.content_hash FROM p2p_sync.embeddings AS e \
-        WHERE (e.path, e.entry) > ($1, $2) AND NOT EXISTS (SELECT FROM p2p_sync.embeddings_next AS n \
+        WHERE (e.path, e.entry) > ($1, $2) AND e.content <> '' AND NOT EXISTS (SELECT FROM p2p_sync.embeddings_next AS n \
             WHERE n.path = e.path AND n.entry = e.entry AND n.content_hash = e.content_hash) \
         ORDER BY e.path, e.entry LIMIT $3";
     for pass in 0..PASSES_MAX {
@@ -212,7 +219,8 @@ fn index(hnsw: Hnsw) -> String {
     )
 }
 
-/// Puts the new vectors in the place of the old. What was embedded meanwhile is queued, what was deleted goes.
+/// Puts the new vectors in the place of the old. What was embedded meanwhile is queued, what was deleted goes. What tools
+/// keep is not written meanwhile, for the queue has no text of it.
 async fn swap(client: &Object, embedder: &Embedder) -> Result<(), Problem> {
     let quoted = embedder.model().replace('\'', "''");
     let swap = format!(
@@ -223,6 +231,7 @@ async fn swap(client: &Object, embedder: &Embedder) -> Result<(), Problem> {
             SELECT e.path, e.entry, p2p_sync.stream_of(e.path), e.stream_sequence, e.stream_sequence, e.map \
                 FROM p2p_sync.embeddings AS e WHERE NOT EXISTS (SELECT FROM p2p_sync.embeddings_next AS n \
                     WHERE n.path = e.path AND n.entry = e.entry AND n.content_hash = e.content_hash) \
+                    AND NOT starts_with(e.path, '@hub/') \
                 ORDER BY e.path, e.entry ON CONFLICT DO NOTHING; \
          DELETE FROM p2p_sync.embeddings_next AS n WHERE NOT EXISTS (SELECT FROM p2p_sync.embeddings AS e \
             WHERE e.path = n.path AND e.entry = n.entry); \
@@ -233,7 +242,8 @@ async fn swap(client: &Object, embedder: &Embedder) -> Result<(), Problem> {
          ALTER INDEX p2p_sync.embeddings_next_by_map RENAME TO embeddings_by_map; \
          ALTER INDEX p2p_sync.embeddings_next_by_time RENAME TO embeddings_by_time; \
          ALTER INDEX p2p_sync.embeddings_next_by_content RENAME TO embeddings_by_content; \
-         COMMENT ON TABLE p2p_sync.embeddings IS 'Texts of operations with their vectors, searched by cosine'; \
+         COMMENT ON TABLE p2p_sync.embeddings IS 'Texts of operations with their vectors, searched by cosine; and what tools \
+            keep under @hub/VECTOR_EMBEDDING/<id>, which is nowhere else'; \
          COMMIT"
     );
     run(client, &swap).await
