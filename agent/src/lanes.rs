@@ -37,7 +37,7 @@ use crate::{
 
 use chunks::Chunks;
 pub(crate) use group::check_group;
-pub(crate) use presences::{Presences, is_presence};
+pub(crate) use presences::{Presences, is_presence, owner_of_account, player_of};
 use tails::Tails;
 
 /// Bytes of operations that may wait to be spooled.

@@ -8,6 +8,7 @@ mod backlog;
 mod closing;
 mod conflation;
 mod group;
+mod players;
 mod retry;
 mod take;
 
@@ -28,6 +29,7 @@ use uuid::Uuid;
 use crate::withdrawn::Withdrawn;
 
 pub(crate) use group::GroupOrder;
+use players::Players;
 
 /// Encoded bytes of all operations held here; beyond it the oldest are left to the disk.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -123,6 +125,7 @@ pub(crate) struct Pending {
     delayed: BTreeSet<(Instant, Position)>,
     /// Predecessors, and the operations here that name them: of a group there may be one a path.
     followers: BTreeSet<(Position, Position)>,
+    players: Players,
     /// The waiting operation of each `latest` path that a newer one may replace.
     newest: HashMap<Arc<str>, Position>,
     withdrawn: Withdrawn,
@@ -148,6 +151,7 @@ impl Pending {
             backlog: BTreeSet::new(),
             delayed: BTreeSet::new(),
             followers: BTreeSet::new(),
+            players: Players::default(),
             newest: HashMap::new(),
             withdrawn: Withdrawn::default(),
             withdrawn_in_flight: false,
@@ -209,6 +213,7 @@ impl Pending {
         for predecessor in entry.predecessors() {
             self.followers.insert((predecessor, entry.position));
         }
+        self.players.insert(&entry);
         self.slots.insert(
             entry.position,
             Slot {
@@ -241,6 +246,7 @@ impl Pending {
         for predecessor in entry.predecessors() {
             self.followers.remove(&(predecessor, position));
         }
+        self.players.remove(&entry);
         self.release_followers(position);
         if self.newest.get(&entry.path) == Some(&position) {
             self.newest.remove(&entry.path);

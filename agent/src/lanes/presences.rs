@@ -15,7 +15,7 @@ pub(crate) struct Presences {
 }
 
 /// Whose a path is; `None` where that is no player.
-fn owner(path: &str) -> Option<&str> {
+pub(crate) fn player_of(path: &str) -> Option<&str> {
     if !path.starts_with("@char/") && !path.starts_with("@account/") {
         return None;
     }
@@ -23,7 +23,8 @@ fn owner(path: &str) -> Option<&str> {
     Some(&path[..end])
 }
 
-fn of_account(account_id: u32) -> String {
+/// Whose the paths of an account are.
+pub(crate) fn owner_of_account(account_id: u32) -> String {
     format!("@account/{account_id}")
 }
 
@@ -33,17 +34,17 @@ impl Presences {
         if !path.starts_with('@') || self.owners.is_empty() {
             return None;
         }
-        self.owners.get(owner(path)?)
+        self.owners.get(player_of(path)?)
     }
 
     /// Notes that a character comes or goes, and its account with it; gives what that has to name beside the operation
     /// before it on its path: the account may have played another character.
     pub(crate) fn replace(&mut self, path: &str, account_id: u32, position: Position) -> Option<Position> {
-        let of_char = self.owners.replace(owner(path)?, position);
+        let of_char = self.owners.replace(player_of(path)?, position);
         if account_id == 0 {
             return None;
         }
-        let before = self.owners.replace(&of_account(account_id), position);
+        let before = self.owners.replace(&owner_of_account(account_id), position);
         if let Some(before) = before {
             self.accounts.remove(&before);
         }
@@ -56,11 +57,11 @@ impl Presences {
         if !path.starts_with('@') || self.owners.is_empty() || !is_presence(path) {
             return;
         }
-        if let Some(owner) = owner(path) {
+        if let Some(owner) = player_of(path) {
             self.owners.settled(owner, position);
         }
         if let Some(account_id) = self.accounts.remove(&position) {
-            self.owners.settled(&of_account(account_id), position);
+            self.owners.settled(&owner_of_account(account_id), position);
         }
     }
 }

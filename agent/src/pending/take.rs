@@ -60,7 +60,8 @@ impl Pending {
         })
     }
 
-    /// The operation and its unsettled predecessors that are not in the message yet; `None` when one is not in memory,
+    /// The operation and its unsettled predecessors that are not in the message yet, of a player's coming or going also what
+    /// was made of the player before; `None` when one is not in memory,
     /// or they are more than a message holds.
     pub(super) fn chain(&self, position: Position, members: &BTreeSet<Position>) -> Option<Vec<Position>> {
         let (mut chain, mut operations, mut bytes) = (Vec::new(), 0, 0);
@@ -80,6 +81,7 @@ impl Pending {
             };
             chain.push(at);
             next.extend(entry.predecessors());
+            next.extend(self.players.before(entry));
             operations += entry.operations();
             bytes += entry.bytes.len();
             incarnations.insert(at.incarnation);

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use prost::Message as _;
+
 use super::{conflation::CONFLATE_ABOVE_OPS, *};
 
 fn entry(sequence: u64, path: &str) -> Entry {
@@ -228,6 +230,36 @@ fn a_predecessor_in_flight_rides_along_and_is_put_back_by_the_flight_that_took_i
     pending.put_back(&bulk, now, |_| Duration::ZERO);
     pending.wake(now);
     assert_eq!(sequences(&pending.take_bulk(10).expect("back")), [1]);
+}
+
+#[test]
+fn invariant_03_a_coming_or_going_takes_along_what_was_made_of_the_player_before() {
+    let mut pending = Pending::new(100, true);
+    let going = |sequence| Entry {
+        every: true,
+        critical: true,
+        bytes: p2p_sync_proto::v1::Operation {
+            account_id: 5,
+            ..Default::default()
+        }
+        .encode_to_vec()
+        .into(),
+        ..entry(sequence, "@char/7/PLAYER_PRESENCE")
+    };
+    pending.push(entry(1, "@char/7/PLAYER_DATA"), false);
+    pending.push(entry(2, "@char/8/PLAYER_DATA"), false);
+    pending.push(entry(3, "@account/5/PLAYER_DATA"), false);
+    pending.push(group(4, &["@char/7/QUEST_PROGRESS/1", "m/CHAT_MESSAGE"], &[]), false);
+    pending.push(going(5), false);
+    pending.push(entry(6, "@char/7/PLAYER_DATA"), false);
+    let flight = pending.take_critical().expect("critical");
+    assert_eq!(sequences(&flight), [1, 3, 4, 5]);
+    for (position, _) in &flight.operations {
+        pending.remove(*position);
+    }
+    pending.push(going(7), false);
+    assert_eq!(sequences(&pending.take_critical().expect("critical")), [6, 7]);
+    assert_eq!(sequences(&pending.take_bulk(10).expect("the rest")), [2]);
 }
 
 #[test]

@@ -51,6 +51,43 @@ fn level(number: u64) -> String {
 }
 
 #[test]
+fn invariant_03_whoever_has_a_player_next_reads_what_the_host_before_wrote() {
+    let world = World::governed(60);
+    let credentials = [
+        world.hub.add_host_of(1, &["prontera"]),
+        world.hub.add_host_of(2, &["geffen"]),
+    ];
+    // Bulk lingers for so long that a going could overtake all of it.
+    let start = |credential: &String, settings: &str| {
+        Agent::start(world.config_of(&world.endpoint(), credential, settings)).expect("starts")
+    };
+    let first = start(&credentials[0], "sync_interval_ms = 10000\n");
+    let second = start(&credentials[1], "sync_interval_ms = 5\n");
+    until("both hold their maps", || {
+        first.lease("prontera") == LeaseState::Held && second.lease("geffen") == LeaseState::Held
+    });
+    let came = first.submit(&presence(ENTER, "prontera")).expect("taken");
+    settled(&first, came);
+    for quest in 0..50 {
+        let progress = format!(r#"{{"char_id":7,"quest_id":{quest},"state":1}}"#);
+        let saving = Submission {
+            data_type: SyncDataType::QuestProgress,
+            ..data(&progress)
+        };
+        first.submit(&saving).expect("taken");
+    }
+    first.submit(&data(&level(77))).expect("taken");
+    first.submit(&presence(LEAVE, "prontera")).expect("taken");
+    let entered = second.submit(&presence(ENTER, "geffen")).expect("taken");
+    assert_eq!(settled(&second, entered).state, OperationState::Applied);
+    let saved = "SELECT count(*) FROM p2p_sync.states WHERE path LIKE '@char/7/%' AND path NOT LIKE '%PRESENCE'";
+    assert_eq!(world.count(saved), 51, "before the player is here");
+    for agent in [first, second] {
+        agent.shutdown().expect("ends");
+    }
+}
+
+#[test]
 fn invariant_04_a_player_who_walks_to_another_host_while_the_first_is_cut_off_loses_nothing() {
     let world = World::governed(60);
     let credentials = [
