@@ -4,13 +4,14 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "p2p_sync/v1/envelope.proto",
     "p2p_sync/v1/operation.proto",
     "p2p_sync/v1/reject_code.proto",
     "p2p_sync/v1/pull.proto",
     "p2p_sync/v1/subscribe.proto",
     "p2p_sync/v1/enrol.proto",
+    "p2p_sync/v1/lease.proto",
     "p2p_sync/v1/services.proto",
 ];
 

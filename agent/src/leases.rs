@@ -134,7 +134,7 @@ impl Leases {
         let leases = table.maps.iter().map(|(map, lease)| v1::Lease {
             map: map.clone(),
             tenure: lease.tenure,
-            expires_in_ms: 0,
+            ..Default::default()
         });
         v1::RenewReply {
             governed: table.governed.unwrap_or_default(),

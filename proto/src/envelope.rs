@@ -55,11 +55,20 @@ pub enum Lane {
     Rotate = 7,
     /// The renewal of a host's leases.
     Renew = 8,
+    /// What a host is told of its leases and duties.
+    Attend = 9,
+    /// Questions about maps, and their hand-over.
+    Maps = 10,
+}
+
+impl Lane {
+    /// They are numbered from 1 without a hole.
+    pub const COUNT: usize = Self::Maps as usize;
 }
 
 /// A number that is no lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{0} is not a lane: lanes are numbered 1 to 8")]
+#[error("{0} is not a lane: lanes are numbered 1 to 10")]
 pub struct UnknownLane(pub u32);
 
 impl TryFrom<u32> for Lane {
@@ -75,6 +84,8 @@ impl TryFrom<u32> for Lane {
             6 => Self::Enrol,
             7 => Self::Rotate,
             8 => Self::Renew,
+            9 => Self::Attend,
+            10 => Self::Maps,
             _ => return Err(UnknownLane(number)),
         })
     }

@@ -192,12 +192,14 @@ fn lanes_keep_their_numbers_and_no_other_number_is_one() {
         Lane::Enrol,
         Lane::Rotate,
         Lane::Renew,
+        Lane::Attend,
+        Lane::Maps,
     ];
     for (number, lane) in (1..).zip(lanes) {
         assert_eq!(Lane::try_from(number), Ok(lane));
         assert_eq!(u32::from(lane as u8), number);
     }
-    for number in [0, 9, 257, u32::MAX] {
+    for number in [0, 11, 257, u32::MAX] {
         assert_eq!(Lane::try_from(number), Err(UnknownLane(number)));
     }
 }

@@ -473,6 +473,7 @@ async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result
                 map: lease.map,
                 tenure: lease.tenure,
                 expires_in_ms: lease.expires_in_ms,
+                ..Default::default()
             })
             .collect();
     }

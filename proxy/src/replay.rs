@@ -16,13 +16,11 @@ use std::{
 };
 
 use lru::LruCache;
-use p2p_sync_proto::{Code, Problem, message::Label};
+use p2p_sync_proto::{Code, Problem, envelope::Lane, message::Label};
 use uuid::Uuid;
 
 /// Hosts whose windows are kept; the one heard least recently gives way. A host has some 550 bytes for each lane it uses.
 const HOSTS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// Lanes are numbered from 1.
-const LANES: usize = 8;
 const WORD_BITS: u64 = 64;
 const WORDS: usize = 64;
 /// How many messages of a lane may overtake one that is still told from a replay. The last word is being filled.
@@ -47,7 +45,7 @@ impl fmt::Debug for Replays {
 #[derive(Default)]
 struct HostWindows {
     incarnation: u64,
-    lanes: [Option<Box<Window>>; LANES],
+    lanes: [Option<Box<Window>>; Lane::COUNT],
 }
 
 impl Default for Replays {
@@ -129,10 +127,7 @@ fn slot(word: u64) -> usize {
 mod tests {
     use std::collections::HashSet;
 
-    use p2p_sync_proto::{
-        envelope::Lane,
-        keys::{KeyId, MasterKey},
-    };
+    use p2p_sync_proto::keys::{KeyId, MasterKey};
 
     use super::*;
 

@@ -27,7 +27,7 @@ const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1
 /// Counts the messages of an incarnation, each lane's apart and over all connections, for the hub tells a message that
 /// comes again by its number. A slow lane's may be overtaken by thousands of a quick one's.
 #[derive(Default)]
-pub(crate) struct Sent([AtomicU64; 8]);
+pub(crate) struct Sent([AtomicU64; Lane::COUNT]);
 
 impl Sent {
     fn next(&self, lane: Lane) -> u64 {
