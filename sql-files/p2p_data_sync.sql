@@ -77,7 +77,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hosts (
     next_request_id  uuid,
     former_key_id    text,
     renewed_by       uuid,
-    renewed_at       timestamptz
+    renewed_at       timestamptz,
+    role             text NOT NULL DEFAULT 'host' CHECK (role IN ('host', 'hub'))
 );
 COMMENT ON TABLE p2p_sync.hosts IS 'Volunteers'' machines. No key is stored: each is derived from the master keyring';
 COMMENT ON COLUMN p2p_sync.hosts.account_id IS 'The volunteer''s game account; 0 for none';
@@ -87,6 +88,9 @@ COMMENT ON COLUMN p2p_sync.hosts.last_seen IS 'When it last said hello, to the m
 COMMENT ON COLUMN p2p_sync.hosts.next_key_id IS
     'Of the next generation''s credential, which was given out and not used yet; next_request_id asked for it, and is NULL '
     'since the host was locked';
+COMMENT ON COLUMN p2p_sync.hosts.role IS
+    'hub: a machine of the operator''s own. It reports the metrics of other hosts, asks for maps for others, and holds the maps '
+    'that nobody else fits';
 COMMENT ON COLUMN p2p_sync.hosts.former_key_id IS
     'Of the generation before, which is let in for a minute after renewed_at; renewed_by asked for the present one';
 
@@ -102,7 +106,8 @@ CREATE TABLE IF NOT EXISTS p2p_sync.invitations (
     revoked_at     timestamptz,
     used_at        timestamptz,
     public_key     bytea,
-    host_id        uuid REFERENCES p2p_sync.hosts
+    host_id        uuid REFERENCES p2p_sync.hosts,
+    role           text NOT NULL DEFAULT 'host' CHECK (role IN ('host', 'hub'))
 );
 CREATE INDEX IF NOT EXISTS invitations_by_host ON p2p_sync.invitations (host_id);
 COMMENT ON TABLE p2p_sync.invitations IS
@@ -111,20 +116,71 @@ COMMENT ON TABLE p2p_sync.invitations IS
 COMMENT ON COLUMN p2p_sync.invitations.public_key IS 'Of the host that used it; the same one gets the same answer again until it expires';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_assignments (
-    map         text COLLATE "C" PRIMARY KEY,
-    host_id     uuid REFERENCES p2p_sync.hosts,
-    tenure      bigint NOT NULL,
-    expires_at  timestamptz NOT NULL,
-    backups     uuid[] NOT NULL DEFAULT '{}'
+    map              text COLLATE "C" PRIMARY KEY,
+    host_id          uuid REFERENCES p2p_sync.hosts,
+    tenure           bigint NOT NULL,
+    expires_at       timestamptz NOT NULL,
+    granted_at       timestamptz NOT NULL DEFAULT now(),
+    stream_head      bigint NOT NULL DEFAULT 0,
+    backups          uuid[] NOT NULL DEFAULT '{}',
+    assistants       uuid[] NOT NULL DEFAULT '{}',
+    successor        uuid REFERENCES p2p_sync.hosts,
+    catch_up_until   timestamptz,
+    hand_over_until  timestamptz,
+    changes          bigint NOT NULL DEFAULT 1,
+    CHECK ((successor IS NULL) = (catch_up_until IS NULL)),
+    CHECK (successor IS NOT NULL OR hand_over_until IS NULL)
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS host_assignments_by_host ON p2p_sync.host_assignments (host_id);
 COMMENT ON TABLE p2p_sync.host_assignments IS
-    'Leases: which host writes which map. Whoever changes host or tenure locks the map''s row in map_states first, as its '
-    'writers do, so that a writer who has that lock reads what holds until its commit';
+    'Leases: which host writes which map, and who stands by. Whoever changes host or tenure locks the map''s row in map_states '
+    'first, as its writers do, so that a writer who has that lock reads what holds until its commit';
 COMMENT ON COLUMN p2p_sync.host_assignments.host_id IS 'NULL: nobody holds it';
 COMMENT ON COLUMN p2p_sync.host_assignments.tenure IS 'Of the last holder; grows each time the map changes hands';
 COMMENT ON COLUMN p2p_sync.host_assignments.expires_at IS
     'From then on, by hub.alive_at, another host may be given the map. Until one is, the holder goes on writing and may renew';
+COMMENT ON COLUMN p2p_sync.host_assignments.stream_head IS 'How far the map''s stream was when the tenure began';
+COMMENT ON COLUMN p2p_sync.host_assignments.backups IS 'Hosts that keep a copy, to take the map over; none of them the holder';
+COMMENT ON COLUMN p2p_sync.host_assignments.successor IS
+    'To whom the map is being handed over. It catches up first, until catch_up_until; then the holder is asked, which sets '
+    'hand_over_until: it releases the map until then, by hub.alive_at, or the map is taken';
+COMMENT ON COLUMN p2p_sync.host_assignments.changes IS
+    'Counts the changes of all but expires_at: proxies see by the sum over all maps that there is something to tell';
+
+-- Renewals are no change, and many.
+CREATE OR REPLACE FUNCTION p2p_sync.count_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.changes := OLD.changes + 1;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER host_assignments_change BEFORE UPDATE ON p2p_sync.host_assignments FOR EACH ROW
+    WHEN ((OLD.host_id, OLD.tenure, OLD.backups, OLD.assistants, OLD.successor, OLD.hand_over_until)
+        IS DISTINCT FROM (NEW.host_id, NEW.tenure, NEW.backups, NEW.assistants, NEW.successor, NEW.hand_over_until))
+    EXECUTE FUNCTION p2p_sync.count_change();
+
+CREATE TABLE IF NOT EXISTS p2p_sync.map_rules (
+    map         text COLLATE "C" PRIMARY KEY,
+    automatic   boolean NOT NULL DEFAULT false,
+    backups     smallint NOT NULL DEFAULT 0 CHECK (backups BETWEEN 0 AND 8),
+    assistants  smallint NOT NULL DEFAULT 0 CHECK (assistants BETWEEN 0 AND 8),
+    hosts       uuid[] NOT NULL DEFAULT '{}',
+    score_min   double precision NOT NULL DEFAULT 0 CHECK (score_min BETWEEN 0 AND 100)
+);
+COMMENT ON TABLE p2p_sync.map_rules IS
+    'Who may have which map, and how many stand by for it. A map without a rule is given by the operator alone, and nobody stands by';
+COMMENT ON COLUMN p2p_sync.map_rules.automatic IS 'The hub gives it to whoever fits best, and moves it';
+COMMENT ON COLUMN p2p_sync.map_rules.hosts IS 'Who may have it; empty: any active host';
+COMMENT ON COLUMN p2p_sync.map_rules.score_min IS 'Of a host that may have it, of 100';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.host_copies (
+    map       text COLLATE "C" NOT NULL,
+    host_id   uuid NOT NULL,
+    sequence  bigint NOT NULL,
+    told_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (map, host_id)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.host_copies IS
+    'How far the copies of maps are, by the word of the hosts that stand by for them; of others nothing is taken';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.map_tenures (
     map         text COLLATE "C" NOT NULL,
@@ -132,11 +188,16 @@ CREATE TABLE IF NOT EXISTS p2p_sync.map_tenures (
     host_id     uuid NOT NULL REFERENCES p2p_sync.hosts,
     granted_at  timestamptz NOT NULL DEFAULT now(),
     ended_at    timestamptz,
+    ended_by    text CHECK (ended_by IN ('released', 'handed over', 'taken', 'lapsed', 'late')),
     PRIMARY KEY (map, tenure)
 );
 CREATE INDEX IF NOT EXISTS map_tenures_by_host ON p2p_sync.map_tenures (host_id, map, tenure);
+CREATE INDEX IF NOT EXISTS map_tenures_lapsed ON p2p_sync.map_tenures (host_id, ended_at) WHERE ended_by IN ('lapsed', 'late');
 COMMENT ON TABLE p2p_sync.map_tenures IS
     'Who held which tenure of which map: tells an operation that came late from one that is forged. Never purged';
+COMMENT ON COLUMN p2p_sync.map_tenures.ended_by IS
+    'released: by its holder or the operator; handed over; taken by the operator; lapsed: its lease ran out and another host '
+    'was given the map; late: a hand-over was asked for, and the holder did not release in time';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.lease_renewals (
     host_id      uuid PRIMARY KEY REFERENCES p2p_sync.hosts,
@@ -145,15 +206,30 @@ CREATE TABLE IF NOT EXISTS p2p_sync.lease_renewals (
     renewed_at   timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE p2p_sync.lease_renewals IS
-    'The last renewal of each host; one that is not newer, by (incarnation, counter), is a repetition and renews nothing';
+    'The last renewal of each host, or the last change that it asked for of a map: one that is not newer, by (incarnation, '
+    'counter), is a repetition and does nothing';
+
+CREATE TABLE IF NOT EXISTS p2p_sync.host_attendances (
+    host_id          uuid PRIMARY KEY REFERENCES p2p_sync.hosts,
+    attended_at      timestamptz NOT NULL DEFAULT now(),
+    leaving          boolean NOT NULL,
+    keeps_no_copies  boolean NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE p2p_sync.host_attendances IS
+    'Which hosts listen for what the hub asks of them; noted every few seconds while they do. Who does not is given no map by the hub itself';
+COMMENT ON COLUMN p2p_sync.host_attendances.leaving IS 'It gives its maps up and wants no others';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.host_metrics (
     host_id      uuid NOT NULL REFERENCES p2p_sync.hosts,
-    received_at  timestamptz NOT NULL DEFAULT now(),
+    received_at  timestamptz NOT NULL,
+    reported_by  uuid NOT NULL,
     metrics      jsonb NOT NULL,
     PRIMARY KEY (host_id, received_at)
 );
-COMMENT ON TABLE p2p_sync.host_metrics IS 'What hosts report of their load and links. Not yet written by this version';
+CREATE INDEX IF NOT EXISTS host_metrics_by_time ON p2p_sync.host_metrics (received_at);
+COMMENT ON TABLE p2p_sync.host_metrics IS
+    'What hosts reported of their load and links, one report a minute of each: the history of the states @host/<id>/HOST_METRICS';
+COMMENT ON COLUMN p2p_sync.host_metrics.reported_by IS 'The host itself, or one in the hub''s role';
 
 CREATE TABLE IF NOT EXISTS p2p_sync.settled_sequences (
     host_id      uuid NOT NULL,
@@ -620,6 +696,36 @@ CREATE OR REPLACE FUNCTION p2p_sync.lock_stream(p_stream text) RETURNS void LANG
         ON CONFLICT (stream) DO UPDATE SET head = m.head;
 $$;
 
+-- Gives a map to a host: the next tenure, and the end of a hand-over. The host's row, the map's stream and its assignment, if
+-- there is one, are locked by the caller, in this order.
+CREATE OR REPLACE FUNCTION p2p_sync.pass_map(
+    p_map text, p_host uuid, p_lease interval, p_ended_by text, OUT new_tenure bigint, OUT new_until timestamptz
+) LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE p2p_sync.map_tenures AS t SET ended_at = now(), ended_by = p_ended_by FROM p2p_sync.host_assignments AS a
+        WHERE a.map = p_map AND t.map = a.map AND t.tenure = a.tenure AND t.ended_at IS NULL;
+    INSERT INTO p2p_sync.host_assignments AS a (map, host_id, tenure, expires_at, granted_at, stream_head)
+        SELECT p_map, p_host, 1, clock_timestamp() + p_lease, clock_timestamp(), head
+            FROM p2p_sync.map_states WHERE stream = p_map
+        ON CONFLICT (map) DO UPDATE SET
+            host_id = excluded.host_id, tenure = a.tenure + 1, expires_at = excluded.expires_at,
+            granted_at = excluded.granted_at, stream_head = excluded.stream_head,
+            backups = array_remove(a.backups, p_host), assistants = array_remove(a.assistants, p_host),
+            successor = NULL, catch_up_until = NULL, hand_over_until = NULL
+        RETURNING a.tenure, a.expires_at INTO new_tenure, new_until;
+    INSERT INTO p2p_sync.map_tenures (map, tenure, host_id) VALUES (p_map, new_tenure, p_host);
+    DELETE FROM p2p_sync.host_copies WHERE map = p_map AND host_id = p_host;
+END $$;
+
+-- Leaves a map to nobody; stream and assignment are locked by the caller.
+CREATE OR REPLACE FUNCTION p2p_sync.drop_map(p_map text) RETURNS void LANGUAGE sql AS $$
+    UPDATE p2p_sync.map_tenures AS t SET ended_at = now(), ended_by = 'released' FROM p2p_sync.host_assignments AS a
+        WHERE a.map = p_map AND t.map = a.map AND t.tenure = a.tenure AND t.ended_at IS NULL;
+    UPDATE p2p_sync.host_assignments
+        SET host_id = NULL, expires_at = now(), successor = NULL, catch_up_until = NULL, hand_over_until = NULL
+        WHERE map = p_map;
+$$;
+
 -- Gives a host the lease of a map: the next tenure, or more time where it is the holder. `granted` is false, and nothing
 -- changes, where the host is unknown or not active (`holder` is NULL), or another one's lease runs, or ran at the hub's last
 -- note that it serves, and `p_force` is false.
@@ -629,6 +735,8 @@ CREATE OR REPLACE FUNCTION p2p_sync.grant_map(
     p_map text, p_host uuid, p_lease interval, p_force boolean,
     OUT granted boolean, OUT holder uuid, OUT holder_tenure bigint, OUT holder_until timestamptz
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    v_runs boolean;
 BEGIN
     granted := false;
     PERFORM FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR SHARE;
@@ -639,20 +747,22 @@ BEGIN
     SELECT a.host_id, a.tenure, a.expires_at INTO holder, holder_tenure, holder_until
         FROM p2p_sync.host_assignments AS a WHERE a.map = p_map FOR UPDATE;
     -- Read with the row locked: a note that moves this time has made the lease longer before.
-    IF holder <> p_host AND holder_until > (SELECT alive_at FROM p2p_sync.hub) AND NOT p_force THEN
+    v_runs := holder_until > (SELECT alive_at FROM p2p_sync.hub);
+    IF holder <> p_host AND v_runs AND NOT p_force THEN
         RETURN;
     END IF;
     granted := true;
-    IF holder IS DISTINCT FROM p_host THEN
-        holder := p_host;
-        holder_tenure := coalesce(holder_tenure, 0) + 1;
-        UPDATE p2p_sync.map_tenures SET ended_at = now() WHERE map = p_map AND tenure = holder_tenure - 1 AND ended_at IS NULL;
-        INSERT INTO p2p_sync.map_tenures (map, tenure, host_id) VALUES (p_map, holder_tenure, p_host);
-        holder_until := NULL;
+    IF holder = p_host THEN
+        -- Who is given by force what it has keeps it.
+        UPDATE p2p_sync.host_assignments SET expires_at = greatest(expires_at, clock_timestamp() + p_lease),
+                successor = CASE WHEN NOT p_force THEN successor END,
+                catch_up_until = CASE WHEN NOT p_force THEN catch_up_until END,
+                hand_over_until = CASE WHEN NOT p_force THEN hand_over_until END
+            WHERE map = p_map RETURNING expires_at INTO holder_until;
+        RETURN;
     END IF;
-    holder_until := greatest(holder_until, clock_timestamp() + p_lease);
-    INSERT INTO p2p_sync.host_assignments (map, host_id, tenure, expires_at) VALUES (p_map, p_host, holder_tenure, holder_until)
-        ON CONFLICT (map) DO UPDATE SET host_id = excluded.host_id, tenure = excluded.tenure, expires_at = excluded.expires_at;
+    SELECT p_host, new_tenure, new_until INTO holder, holder_tenure, holder_until
+        FROM p2p_sync.pass_map(p_map, p_host, p_lease, CASE WHEN v_runs THEN 'taken' ELSE 'lapsed' END);
 END $$;
 
 -- Takes a map from its holder, whom it gives; NULL where nobody holds it, or another host than the one given.
@@ -666,12 +776,229 @@ BEGIN
         RETURN NULL;
     END IF;
     IF v_holder IS NOT NULL THEN
-        UPDATE p2p_sync.map_tenures AS t SET ended_at = now() FROM p2p_sync.host_assignments AS a
-            WHERE a.map = p_map AND t.map = a.map AND t.tenure = a.tenure;
-        UPDATE p2p_sync.host_assignments SET host_id = NULL, expires_at = now() WHERE map = p_map;
+        PERFORM p2p_sync.drop_map(p_map);
     END IF;
     RETURN v_holder;
 END $$;
+
+-- Counts a request of a host that changes something; false where it is not newer than the last one, by (incarnation, counter).
+CREATE OR REPLACE FUNCTION p2p_sync.count_request(p_host uuid, p_incarnation bigint, p_counter bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO p2p_sync.lease_renewals AS r (host_id, incarnation, counter)
+        SELECT host_id, p_incarnation, p_counter FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active'
+        ON CONFLICT (host_id) DO UPDATE
+            SET incarnation = excluded.incarnation, counter = excluded.counter, renewed_at = excluded.renewed_at
+            WHERE (excluded.incarnation, excluded.counter) > (r.incarnation, r.counter);
+    RETURN FOUND;
+END $$;
+
+-- Whether a host speaks for others, and so for every map.
+CREATE OR REPLACE FUNCTION p2p_sync.has_hub_role(p_host uuid) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM p2p_sync.hosts WHERE host_id = p_host AND role = 'hub' AND status = 'active');
+$$;
+
+-- Whether a host may ask for a map for itself, or for it to be handed to another: by the map's rule.
+CREATE OR REPLACE FUNCTION p2p_sync.rule_lets(p_map text, p_host uuid, p_score double precision) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM p2p_sync.map_rules
+        WHERE map = p_map AND (hosts = '{}' OR p_host = ANY (hosts)) AND p_score >= score_min);
+$$;
+
+-- Gives a map that nobody holds to a host that asks for it (`p_by`), or to one that a host in the hub's role names. `state` is
+-- 'granted', or why not: 'held' (by `holder`), 'not allowed', 'full' (it holds as many maps as it may), 'unknown' host.
+CREATE OR REPLACE FUNCTION p2p_sync.ask_for_map(
+    p_by uuid, p_map text, p_host uuid, p_score double precision, p_maps_max bigint, p_lease interval,
+    OUT state text, OUT holder uuid, OUT holder_tenure bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_granted boolean;
+BEGIN
+    PERFORM FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active' FOR SHARE;
+    IF NOT FOUND THEN
+        state := 'unknown';
+        RETURN;
+    END IF;
+    IF NOT p2p_sync.has_hub_role(p_by) AND (p_by <> p_host OR NOT p2p_sync.rule_lets(p_map, p_host, p_score)) THEN
+        state := 'not allowed';
+        RETURN;
+    END IF;
+    IF (SELECT count(*) FROM p2p_sync.host_assignments WHERE host_id = p_host AND map <> p_map) >= p_maps_max THEN
+        state := 'full';
+        RETURN;
+    END IF;
+    SELECT g.granted, g.holder, g.holder_tenure INTO v_granted, holder, holder_tenure
+        FROM p2p_sync.grant_map(p_map, p_host, p_lease, false) AS g;
+    state := CASE WHEN v_granted THEN 'granted' ELSE 'held' END;
+END $$;
+
+-- Begins to hand a map over, on the word of the hub or its operator (`p_by` is NULL), of its holder, or of a host in the hub's
+-- role. Where the successor's copy is within `p_near` positions, the holder is asked at once to release it within `p_within`.
+-- `state` is 'begun', also where it was before, or why not: 'unknown' (no such active host), 'free' (nobody holds it, or its
+-- lease has run out: it is given), 'not holder', 'not allowed' (by the map's rule), 'holds it', 'busy' (the holder was asked to
+-- hand it to another).
+CREATE OR REPLACE FUNCTION p2p_sync.begin_handover(
+    p_by uuid, p_map text, p_to uuid, p_score double precision, p_catch_up interval, p_within interval, p_near bigint,
+    OUT state text, OUT holder uuid, OUT holder_tenure bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_found p2p_sync.host_assignments;
+    v_is_near boolean;
+BEGIN
+    PERFORM FROM p2p_sync.hosts WHERE host_id = p_to AND status = 'active' FOR SHARE;
+    IF NOT FOUND THEN
+        state := 'unknown';
+        RETURN;
+    END IF;
+    -- Neither host nor tenure changes: no stream is locked.
+    SELECT * INTO v_found FROM p2p_sync.host_assignments WHERE map = p_map FOR UPDATE;
+    holder := v_found.host_id;
+    holder_tenure := v_found.tenure;
+    state := CASE
+        WHEN p_by <> holder AND NOT p2p_sync.has_hub_role(p_by) THEN 'not holder'
+        WHEN holder IS NULL OR v_found.expires_at <= (SELECT alive_at FROM p2p_sync.hub) THEN 'free'
+        WHEN p_by = holder AND EXISTS (SELECT FROM p2p_sync.map_rules WHERE map = p_map)
+            AND NOT p2p_sync.rule_lets(p_map, p_to, p_score) AND NOT p2p_sync.has_hub_role(p_by) THEN 'not allowed'
+        WHEN holder = p_to THEN 'holds it'
+        WHEN v_found.successor = p_to THEN 'begun'
+        WHEN v_found.hand_over_until IS NOT NULL THEN 'busy' END;
+    IF state IS NOT NULL THEN
+        RETURN;
+    END IF;
+    v_is_near := EXISTS (SELECT FROM p2p_sync.host_copies AS c JOIN p2p_sync.map_states AS m ON m.stream = c.map
+        WHERE c.map = p_map AND c.host_id = p_to AND c.sequence + p_near >= m.head);
+    UPDATE p2p_sync.host_assignments SET successor = p_to, catch_up_until = clock_timestamp() + p_catch_up,
+            hand_over_until = CASE WHEN v_is_near THEN clock_timestamp() + p_within END,
+            backups = CASE WHEN p_to = ANY (backups) THEN backups ELSE backups || p_to END,
+            assistants = array_remove(assistants, p_to)
+        WHERE map = p_map;
+    state := 'begun';
+END $$;
+
+-- Asks the holder of a map to hand it over; false where that was done, or the map goes to another or to nobody.
+CREATE OR REPLACE FUNCTION p2p_sync.ask_to_hand_over(p_map text, p_successor uuid, p_within interval) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE p2p_sync.host_assignments SET hand_over_until = clock_timestamp() + p_within
+        WHERE map = p_map AND successor = p_successor AND hand_over_until IS NULL;
+    RETURN FOUND;
+END $$;
+
+-- Leaves a map with its holder after all; false where it is not being handed over to that host any more.
+CREATE OR REPLACE FUNCTION p2p_sync.cancel_handover(p_map text, p_successor uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE p2p_sync.host_assignments SET successor = NULL, catch_up_until = NULL, hand_over_until = NULL
+        WHERE map = p_map AND successor = p_successor;
+    RETURN FOUND;
+END $$;
+
+-- Takes a map from a holder that was asked for it and did not release it in time, and gives it to its successor: false, and
+-- nothing changes, where that is not so, or the successor is not active.
+CREATE OR REPLACE FUNCTION p2p_sync.end_handover(p_map text, p_successor uuid, p_lease interval) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM p2p_sync.hosts WHERE host_id = p_successor AND status = 'active' FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM p2p_sync.lock_stream(p_map);
+    PERFORM FROM p2p_sync.host_assignments WHERE map = p_map AND successor = p_successor
+        AND hand_over_until <= (SELECT alive_at FROM p2p_sync.hub) FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM p2p_sync.pass_map(p_map, p_successor, p_lease, 'late');
+    RETURN true;
+END $$;
+
+-- Releases a map that a host holds under a tenure, on the word of that host or of one in the hub's role; who it is being handed
+-- over to has it then. `state` is 'handed over' or 'released', also where that host did it before, or why not: 'not holder',
+-- 'stale' (it holds the map under another tenure).
+CREATE OR REPLACE FUNCTION p2p_sync.give_map_up(
+    p_by uuid, p_map text, p_tenure bigint, p_lease interval, OUT state text, OUT holder uuid, OUT holder_tenure bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    v_successor uuid;
+    v_ended text;
+    v_is_active boolean;
+    v_found p2p_sync.host_assignments;
+BEGIN
+    -- Who has no business with the map gets no lock of it.
+    SELECT a.host_id, a.tenure, a.successor INTO holder, holder_tenure, v_successor
+        FROM p2p_sync.host_assignments AS a WHERE a.map = p_map;
+    v_ended := (SELECT ended_by FROM p2p_sync.map_tenures WHERE map = p_map AND tenure = p_tenure AND host_id = p_by);
+    state := CASE
+        WHEN v_ended IN ('released', 'handed over') THEN v_ended
+        WHEN holder IS NULL OR holder <> p_by AND NOT p2p_sync.has_hub_role(p_by) THEN 'not holder'
+        WHEN holder_tenure <> p_tenure THEN 'stale' END;
+    IF state IS NOT NULL THEN
+        RETURN;
+    END IF;
+    PERFORM FROM p2p_sync.hosts WHERE host_id = v_successor AND status = 'active' FOR SHARE;
+    v_is_active := FOUND;
+    PERFORM p2p_sync.lock_stream(p_map);
+    SELECT * INTO v_found FROM p2p_sync.host_assignments WHERE map = p_map FOR UPDATE;
+    IF v_found.host_id IS DISTINCT FROM holder OR v_found.tenure <> p_tenure THEN
+        state := 'not holder';
+        holder := v_found.host_id;
+        holder_tenure := v_found.tenure;
+    ELSIF v_found.successor = v_successor AND v_is_active THEN
+        holder := v_successor;
+        holder_tenure := (SELECT new_tenure FROM p2p_sync.pass_map(p_map, v_successor, p_lease, 'handed over'));
+        state := 'handed over';
+    ELSE
+        PERFORM p2p_sync.drop_map(p_map);
+        holder := NULL;
+        state := 'released';
+    END IF;
+END $$;
+
+-- Says who stands by for a map, as long as it is held under that tenure; a successor stays among them.
+CREATE OR REPLACE FUNCTION p2p_sync.set_standby(p_map text, p_tenure bigint, p_backups uuid[], p_assistants uuid[]) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE p2p_sync.host_assignments
+        SET backups = CASE WHEN successor IS NULL OR successor = ANY (p_backups) THEN p_backups ELSE p_backups || successor END,
+            assistants = p_assistants
+        WHERE map = p_map AND tenure = p_tenure AND (host_id = ANY (p_backups || p_assistants)) IS NOT TRUE;
+    IF FOUND THEN
+        DELETE FROM p2p_sync.host_copies AS c USING p2p_sync.host_assignments AS a
+            WHERE a.map = p_map AND c.map = a.map AND NOT c.host_id = ANY (a.backups);
+        RETURN true;
+    END IF;
+    RETURN false;
+END $$;
+
+-- Notes how far a host's copies are of the maps that it stands by for; of other maps nothing is taken.
+CREATE OR REPLACE FUNCTION p2p_sync.note_copies(p_host uuid, p_maps text[], p_sequences bigint[]) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO p2p_sync.host_copies AS c (map, host_id, sequence)
+        SELECT t.map, p_host, max(least(t.sequence, coalesce(m.head, 0)))
+            FROM unnest(p_maps, p_sequences) AS t(map, sequence)
+            JOIN p2p_sync.host_assignments AS a ON a.map = t.map AND p_host = ANY (a.backups)
+            LEFT JOIN p2p_sync.map_states AS m ON m.stream = t.map
+            GROUP BY t.map ORDER BY t.map
+        ON CONFLICT (map, host_id) DO UPDATE SET sequence = excluded.sequence, told_at = now();
+$$;
+
+-- What hosts hold (`duty` 0) and are asked to do (as Duty.Role counts), as renewals and notices tell it. `other` is who holds it
+-- or, of a hand-over, who is to have it; `left_ms` what is left of the lease, or until the hand-over's end.
+CREATE OR REPLACE FUNCTION p2p_sync.standing_of(p_hosts uuid[])
+RETURNS TABLE (host uuid, map text, duty smallint, tenure bigint, left_ms bigint, stream_head bigint, other uuid)
+LANGUAGE sql STABLE AS $$
+    SELECT a.host_id, a.map, 0::smallint, a.tenure,
+            greatest(0, floor(extract(epoch FROM a.expires_at - clock_timestamp()) * 1000))::bigint, a.stream_head, NULL::uuid
+        FROM p2p_sync.host_assignments AS a WHERE a.host_id = ANY (p_hosts)
+    UNION ALL
+    SELECT h, a.map, 1::smallint, a.tenure, 0, 0, a.host_id
+        FROM p2p_sync.host_assignments AS a CROSS JOIN unnest(a.backups) AS h WHERE a.backups && p_hosts AND h = ANY (p_hosts)
+    UNION ALL
+    SELECT h, a.map, 2::smallint, a.tenure, 0, 0, a.host_id
+        FROM p2p_sync.host_assignments AS a CROSS JOIN unnest(a.assistants) AS h WHERE a.assistants && p_hosts AND h = ANY (p_hosts)
+    UNION ALL
+    SELECT a.host_id, a.map, 3::smallint, a.tenure,
+            greatest(0, floor(extract(epoch FROM a.hand_over_until - clock_timestamp()) * 1000))::bigint, 0, a.successor
+        FROM p2p_sync.host_assignments AS a WHERE a.host_id = ANY (p_hosts) AND a.hand_over_until IS NOT NULL
+    ORDER BY 2, 3;
+$$;
 
 -- Admits, locks or revokes a host, and gives the status that it has now; NULL where there is none. One that is revoked
 -- gives its leases up and stays revoked; one that is locked keeps them until they run out, for it cannot renew them.
@@ -734,8 +1061,8 @@ BEGIN
             FROM unnest(v_found.maps) AS m LEFT JOIN p2p_sync.host_assignments AS a ON a.map = m;
         RETURN;
     END IF;
-    INSERT INTO p2p_sync.hosts (host_id, account_id, name, key_id, public_key)
-        VALUES (p_host, v_found.account_id, v_found.name, p_key_id, p_public_key);
+    INSERT INTO p2p_sync.hosts (host_id, account_id, name, key_id, public_key, role)
+        VALUES (p_host, v_found.account_id, v_found.name, p_key_id, p_public_key, v_found.role);
     UPDATE p2p_sync.invitations SET used_at = now(), public_key = p_public_key, host_id = p_host
         WHERE invitation_id = v_found.invitation_id;
     FOR v_map IN SELECT DISTINCT m COLLATE "C" FROM unnest(v_found.maps) AS m ORDER BY 1 LOOP
@@ -794,36 +1121,24 @@ BEGIN
     END IF;
 END $$;
 
--- Renews all leases of a host, run out or not, and lists them. A repetition of an earlier renewal is not `fresh` and
+-- Renews all leases of a host, run out or not. A repetition of an earlier renewal, or of another request, gives false and
 -- changes nothing.
-CREATE OR REPLACE FUNCTION p2p_sync.renew_leases(
-    p_host uuid, p_incarnation bigint, p_counter bigint, p_lease interval,
-    OUT fresh boolean, OUT maps text[], OUT tenures bigint[], OUT expires_in_ms bigint[]
-) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION p2p_sync.renew_leases(p_host uuid, p_incarnation bigint, p_counter bigint, p_lease interval)
+RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO p2p_sync.lease_renewals AS r (host_id, incarnation, counter)
-        SELECT host_id, p_incarnation, p_counter FROM p2p_sync.hosts WHERE host_id = p_host AND status = 'active'
-        ON CONFLICT (host_id) DO UPDATE
-            SET incarnation = excluded.incarnation, counter = excluded.counter, renewed_at = excluded.renewed_at
-            WHERE (excluded.incarnation, excluded.counter) > (r.incarnation, r.counter);
-    fresh := FOUND;
-    IF NOT fresh THEN
-        RETURN;
+    IF NOT p2p_sync.count_request(p_host, p_incarnation, p_counter) THEN
+        RETURN false;
     END IF;
     -- Host and tenure stay, so that no stream has to be locked; sorted, as all who lock several.
     PERFORM FROM p2p_sync.host_assignments WHERE host_id = p_host ORDER BY map FOR UPDATE;
-    WITH renewed AS (
-        UPDATE p2p_sync.host_assignments SET expires_at = greatest(expires_at, clock_timestamp() + p_lease)
-            WHERE host_id = p_host RETURNING map, tenure, expires_at
-    )
-    SELECT array_agg(map), array_agg(tenure),
-            array_agg(floor(extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint)
-        INTO maps, tenures, expires_in_ms FROM renewed;
+    UPDATE p2p_sync.host_assignments SET expires_at = greatest(expires_at, clock_timestamp() + p_lease)
+        WHERE host_id = p_host;
+    RETURN true;
 END $$;
 
 -- Notes that the hub serves. Where that was not noted for longer than `p_gap`, the hub was away, and leases that ran when
--- it went are longer by that time; how long it was is given. None runs longer than `p_lease` from now for it: one that was
--- renewed since the hub came back has its time already.
+-- it went are longer by that time, and who was asked to hand a map over has as much more; how long it was is given. No lease
+-- runs longer than `p_lease` from now for it: one that was renewed since the hub came back has its time already.
 CREATE OR REPLACE FUNCTION p2p_sync.note_alive(p_gap interval, p_lease interval) RETURNS interval LANGUAGE plpgsql AS $$
 DECLARE
     v_alive_at timestamptz;
@@ -834,8 +1149,10 @@ BEGIN
     IF v_away > p_gap THEN
         PERFORM FROM p2p_sync.host_assignments WHERE host_id IS NOT NULL ORDER BY map FOR UPDATE;
         UPDATE p2p_sync.host_assignments
-            SET expires_at = greatest(expires_at, least(expires_at + v_away, clock_timestamp() + p_lease))
-            WHERE host_id IS NOT NULL AND expires_at > v_alive_at;
+            SET expires_at = CASE WHEN expires_at > v_alive_at
+                    THEN greatest(expires_at, least(expires_at + v_away, clock_timestamp() + p_lease)) ELSE expires_at END,
+                hand_over_until = hand_over_until + v_away
+            WHERE host_id IS NOT NULL AND (expires_at > v_alive_at OR hand_over_until > v_alive_at);
     END IF;
     UPDATE p2p_sync.hub SET alive_at = clock_timestamp();
     RETURN v_away;

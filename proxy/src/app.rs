@@ -33,6 +33,7 @@ use crate::{
     config::{Admission, Config, Redis},
     embed::{Embedder, Embeddings, queue},
     host_cache::HostCache,
+    hosts::{assigner, attend::Attends},
     ingress::Ingress,
     keyring::Keyring,
     listener::connections,
@@ -49,8 +50,8 @@ use crate::{
 
 /// Between two questions whether the database answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// Between two notes that the hub serves.
-const ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// Between two looks for what hosts report of themselves.
+const METRICS_INTERVAL: Duration = Duration::from_secs(10);
 /// Between two rounds of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_hours(1);
 /// How long a shutdown waits for calls and streams, and then for writes.
@@ -114,11 +115,12 @@ impl App {
         // Before anybody can be granted a map whose lease ran out while there was no hub to renew it.
         store.note_start().await?;
         let streams = Streams::new(store.clone(), config.redis.is_none());
-        let (cache, publisher, host_cache, claim) = match &config.redis {
+        let (cache, publisher, host_cache, attends, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),
                 Publisher::process(Arc::clone(&streams)),
                 HostCache::process(),
+                Attends::process(),
                 Some(store.claim_single_proxy().await?),
             ),
             Some(redis) => {
@@ -128,7 +130,14 @@ impl App {
                 })?;
                 let cache = Cache::redis(connection.clone(), &redis.prefix, config.cache);
                 let publisher = Publisher::redis(Arc::clone(&streams), connection.clone(), &redis.prefix);
-                (cache, publisher, HostCache::redis(connection, &redis.prefix), None)
+                let attends = Attends::redis(connection.clone(), &redis.prefix);
+                (
+                    cache,
+                    publisher,
+                    HostCache::redis(connection, &redis.prefix),
+                    attends,
+                    None,
+                )
             }
         };
         let (draining, drained) = watch::channel(false);
@@ -142,6 +151,8 @@ impl App {
             publisher,
             streams,
             host_cache,
+            maps: config.maps,
+            attends,
             embeddings: Embeddings::new(embedder, config.embedding_limits.clone()),
             timeline: timeline.into(),
             verdicts: Verdicts::new(config.pace, config.locks),
@@ -204,6 +215,9 @@ impl App {
         background.spawn(probe(Arc::clone(&hub), health.clone(), Arc::clone(&ready)));
         background.spawn(maintain(hub.store.clone()));
         background.spawn(note_alive(hub.store.clone()));
+        background.spawn(record_metrics(hub.store.clone()));
+        background.spawn(Attends::run(Arc::clone(&hub)));
+        background.spawn(assigner::run(Arc::clone(&hub)));
         background.spawn(queue::run(Arc::clone(&hub)));
         background.spawn(reload::follow(Arc::clone(&hub), types_file, sources));
         background.spawn(reload::follow_keyring(Arc::clone(&hub), keyring_file));
@@ -211,7 +225,7 @@ impl App {
         background.spawn(Arc::clone(&hub.streams).follow_hosts());
         // Settings that make no client have made no connection either, and have been told of.
         if let Some((redis, Ok(client))) = redis.map(|redis| (redis.prefix.clone(), redis_client::client(&redis))) {
-            background.spawn(wake_ups::listen(Arc::clone(&hub.streams), client, redis));
+            background.spawn(wake_ups::listen(Arc::clone(&hub), client, redis));
         }
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
@@ -402,7 +416,7 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 
 /// Keeps the time that the hub is away from counting towards the end of leases.
 async fn note_alive(store: Store) {
-    let mut ticks = interval(ALIVE_INTERVAL);
+    let mut ticks = interval(store.leases().alive_interval());
     loop {
         ticks.tick().await;
         match store.note_alive().await {
@@ -410,6 +424,17 @@ async fn note_alive(store: Store) {
             Ok(None) => {}
             // Told by the probe.
             Err(problem) => tracing::debug!(%problem, "it could not be noted that the hub serves"),
+        }
+    }
+}
+
+/// Keeps the history of what hosts report.
+async fn record_metrics(store: Store) {
+    let mut ticks = interval(METRICS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(problem) = store.record_metrics().await {
+            tracing::debug!(%problem, "what hosts report could not be recorded");
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     admin,
     admission::hosts::Quota,
     embed::{self, LocalSettings, ProviderSettings, RemoteSettings, Service, check_base_url},
+    hosts::{self, score::Weights},
     secret::Secret,
     store::{Connection, EligibleMaps, Hnsw, Leases, StoreConfig, parse_url},
     tls,
@@ -32,7 +33,7 @@ const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 const OPENAI_MODEL: &str = "text-embedding-3-small";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 60] = [
+pub const KEYS: [Key; 66] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -75,6 +76,15 @@ pub const KEYS: [Key; 60] = [
     Key::new("tombstone_retention_days", "90"),
     Key::new("leases", "required"),
     Key::new("lease_seconds", "60"),
+    Key::new(
+        "host_score_weights",
+        "cpu 20, memory 10, latency 15, upload 10, stability 25, uptime 5, room 15",
+    ),
+    Key::new("host_maps_max", "100"),
+    Key::new("migration_margin", "20"),
+    Key::new("migration_min_seconds", "120"),
+    Key::new("catch_up_seconds", "30"),
+    Key::new("handover_seconds", "10"),
     Key::new("redis_host", ""),
     Key::new("redis_port", "6379"),
     Key::new("redis_password", ""),
@@ -119,6 +129,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Absent: cache and publishing live inside the process.
     pub redis: Option<Redis>,
+    /// How maps are given and moved.
+    pub maps: hosts::Settings,
     /// The cache's bounds.
     pub cache: CacheBounds,
     /// The file of the master keys.
@@ -239,6 +251,7 @@ impl Config {
             admin,
             embedding: embedding(&mut raw, folder, store.embedding_dimensions),
             embedding_limits: embedding_limits(&mut raw),
+            maps: maps(&mut raw, store.leases.length),
             store,
             redis: redis(&mut raw),
             cache: CacheBounds {
@@ -388,6 +401,45 @@ fn store(raw: &mut Settings, folder: &Path, overrides: &Overrides) -> StoreConfi
             }),
             length: Duration::from_secs(raw.number("lease_seconds", 1..=86_400)),
         },
+    }
+}
+
+fn maps(raw: &mut Settings, lease: Duration) -> hosts::Settings {
+    hosts::Settings {
+        weights: raw.resolve("host_score_weights", weights),
+        maps_max: raw.number("host_maps_max", 1..=16_384),
+        migration_margin: f64::from(raw.number::<u32>("migration_margin", 1..=100)),
+        migration_min: Duration::from_secs(raw.number("migration_min_seconds", 1..=86_400)),
+        catch_up: Duration::from_secs(raw.number("catch_up_seconds", 0..=3600)),
+        handover: Duration::from_secs(raw.number("handover_seconds", 1..=3600)),
+        lease,
+    }
+}
+
+/// `cpu 20, memory 10`: what is left out weighs nothing.
+fn weights(text: &str) -> Result<Weights, String> {
+    const NUMBER_MAX: u32 = 1000;
+    let names = Weights::NAMES;
+    let expected = || {
+        let names = names.join(", ");
+        format!(
+            "expected names with numbers up to {NUMBER_MAX}, such as cpu 20, latency 15, each once, of {names}; not all 0"
+        )
+    };
+    let mut numbers = [None; Weights::NAMES.len()];
+    for part in text.split(',') {
+        let (name, number) = part.trim().split_once(' ').ok_or_else(expected)?;
+        let place = names.iter().position(|known| *known == name).ok_or_else(expected)?;
+        let number: u32 = number.trim().parse().map_err(|_| expected())?;
+        if number > NUMBER_MAX || numbers[place].replace(f64::from(number)).is_some() {
+            return Err(expected());
+        }
+    }
+    let numbers = numbers.map(Option::unwrap_or_default);
+    if numbers.iter().sum::<f64>() > 0.0 {
+        Ok(Weights::of(numbers))
+    } else {
+        Err(expected())
     }
 }
 

@@ -15,7 +15,7 @@ use p2p_sync_proto::{
     limits::{BULK_WINDOW_BATCHES, SEALED_BYTES_MAX},
     v1::{
         self, bulk_server::BulkServer, critical_server::CriticalServer, enrol_server::EnrolServer,
-        pull_server::PullServer, rotate_server::RotateServer, session_server::SessionServer,
+        maps_server::MapsServer, pull_server::PullServer, rotate_server::RotateServer, session_server::SessionServer,
         subscribe_server::SubscribeServer,
     },
 };
@@ -30,10 +30,16 @@ use crate::{
         hosts::{Host, StreamPlace},
         intake::Incoming,
     },
+    hosts::{
+        self,
+        attend::{self, Attend},
+        calls,
+    },
     open::{Authenticated, Replayed, Sender, TokenHolder},
     operation::COUNTER_MAX,
     pipeline::{Hub, LetIn, Turn, Turns, refused, write_to_the_end},
     pull,
+    store::Standing,
     streams::watch::{self, Watch},
 };
 
@@ -48,8 +54,9 @@ pub struct Ingress {
 
 impl Ingress {
     /// The names of all services that [`Self::add_to`] adds.
-    pub const SERVICES: [&'static str; 7] = [
+    pub const SERVICES: [&'static str; 8] = [
         SessionServer::<Self>::NAME,
+        MapsServer::<Self>::NAME,
         CriticalServer::<Self>::NAME,
         BulkServer::<Self>::NAME,
         PullServer::<Self>::NAME,
@@ -81,8 +88,12 @@ impl Ingress {
         let subscribe = SubscribeServer::new(self.clone())
             .max_decoding_message_size(bytes)
             .max_encoding_message_size(bytes);
+        let maps = MapsServer::new(self.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes);
         routes
             .add_service(session)
+            .add_service(maps)
             .add_service(critical)
             .add_service(bulk)
             .add_service(pull)
@@ -291,6 +302,44 @@ impl v1::subscribe_server::Subscribe for Ingress {
 }
 
 #[tonic::async_trait]
+impl v1::maps_server::Maps for Ingress {
+    type AttendStream = Pin<Box<dyn Stream<Item = Result<v1::Sealed, Status>> + Send>>;
+
+    async fn attend(&self, request: Request<v1::Sealed>) -> Result<Response<Self::AttendStream>, Status> {
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Attend, incoming.as_deref(), request.into_inner()).await?;
+        let (first, attend) = match opened {
+            Ok((host, Authenticated { sender, body })) => match host.session_call().await {
+                Ok(_turn) => Attend::begin(&self.hub, &host, sender, &body).await,
+                Err(problem) => (attend::refused(&sender, problem), None),
+            },
+            Err(Replayed { sender, problem }) => (attend::refused(&sender, problem), None),
+        };
+        let told = futures::stream::unfold(attend.map(Box::new), |attend| async {
+            let mut attend = attend?;
+            let sealed = attend.next().await?;
+            Some((Ok(sealed), Some(attend)))
+        });
+        let first = futures::stream::once(std::future::ready(Ok(first)));
+        Ok(Response::new(Box::pin(first.chain(told))))
+    }
+
+    async fn call(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
+        let incoming = Incoming::of(&request);
+        let opened = open(&self.hub, Lane::Maps, incoming.as_deref(), request.into_inner()).await?;
+        let (host, Authenticated { sender, body }) = match opened {
+            Ok(asked) => asked,
+            Err(Replayed { sender, problem }) => return Ok(Response::new(sender.seal(&calls::refused(problem)))),
+        };
+        let reply = match host.session_call().await {
+            Ok(_turn) => calls::answer(&self.hub, &sender, body).await,
+            Err(problem) => calls::refused(problem),
+        };
+        Ok(answered(&host, sender.seal(&reply)).await)
+    }
+}
+
+#[tonic::async_trait]
 impl v1::session_server::Session for Ingress {
     async fn hello(&self, request: Request<v1::Sealed>) -> Result<Response<v1::Sealed>, Status> {
         let incoming = Incoming::of(&request);
@@ -448,14 +497,8 @@ async fn rotate(hub: &Hub, sender: &Sender, request: &v1::RotateRequest) -> Resu
 }
 
 async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result<v1::RenewReply, Problem> {
-    let leases = hub.store.leases();
-    let mut reply = v1::RenewReply {
-        governed: leases.required,
-        lease_ms: u64::try_from(leases.length.as_millis()).unwrap_or(u64::MAX),
-        renew_credential: hub.opener.is_due_for_renewal(sender),
-        ..Default::default()
-    };
-    if leases.required {
+    let mut standing = Standing::default();
+    if hub.store.leases().required {
         let incarnation = sender.label().incarnation;
         if incarnation > COUNTER_MAX || request.counter > COUNTER_MAX {
             return Err(Problem::new(
@@ -463,21 +506,10 @@ async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result
                 "the renewal's counter is larger than the hub counts",
             ));
         }
-        let renewed = hub
-            .store
-            .renew_leases(sender.host_id(), incarnation, request.counter)
-            .await?;
-        reply.leases = renewed
-            .into_iter()
-            .map(|lease| v1::Lease {
-                map: lease.map,
-                tenure: lease.tenure,
-                expires_in_ms: lease.expires_in_ms,
-                ..Default::default()
-            })
-            .collect();
+        let renewed = hub.store.renew_leases(sender.host_id(), incarnation, request.counter);
+        standing = renewed.await?;
     }
-    Ok(reply)
+    Ok(hosts::reply(hub, sender, &standing))
 }
 
 async fn greet(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Problem> {

@@ -11,6 +11,7 @@ pub mod config;
 pub mod cursor;
 pub mod embed;
 pub mod host_cache;
+pub mod hosts;
 pub mod ingress;
 pub mod keyring;
 pub mod listener;

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use crate::{
     keyring::Keyring,
     replay::Replays,
-    store::{HostStatus, Store},
+    store::{HostRole, HostStatus, Store},
 };
 
 /// How long what the database said of a host is believed: a revoked host is out within this time, open streams included.
@@ -49,6 +49,7 @@ const HOSTS_UNREADABLE: &str = "the hub cannot look up its hosts now; it is trie
 #[derive(Debug)]
 pub struct Sender {
     host_id: Uuid,
+    role: HostRole,
     label: Label,
     to_host: SealKey,
 }
@@ -57,6 +58,11 @@ impl Sender {
     /// The host, as the seal proves.
     pub fn host_id(&self) -> Uuid {
         self.host_id
+    }
+
+    /// What it may do beyond other hosts, as the database said within the last seconds.
+    pub fn role(&self) -> HostRole {
+        self.role
     }
 
     /// The outside of the message, as the seal proves.
@@ -105,6 +111,7 @@ impl<M> Authenticated<M> {
     pub fn unproven(label: Label, body: M) -> Self {
         let sender = Sender {
             host_id: label.host_id,
+            role: HostRole::Host,
             label,
             to_host: SealKey::generate(),
         };
@@ -156,6 +163,7 @@ struct Remembered {
 /// yet, and of the one before, while its messages may be on their way.
 #[derive(Debug)]
 struct Admitted {
+    role: HostRole,
     generation: u32,
     key_id: String,
     next_key_id: Option<String>,
@@ -272,8 +280,10 @@ impl Opener {
         }
         if standing == Standing::LetIn {
             let noted = self.replays.note(&label);
+            let role = admitted.map_or(HostRole::Host, |admitted| admitted.role);
             let sender = Sender {
                 host_id,
+                role,
                 label,
                 to_host,
             };
@@ -427,6 +437,7 @@ impl Opener {
         let active = row.filter(|row| row.status == HostStatus::Active);
         let admitted = active.map(|row| {
             Arc::new(Admitted {
+                role: row.role,
                 generation: row.generation,
                 key_id: row.key_id,
                 next_key_id: row.next_key_id,

@@ -25,6 +25,7 @@ use crate::{
     cache::Cache,
     embed::Embeddings,
     host_cache::HostCache,
+    hosts::{Settings as MapSettings, attend::Attends},
     open::{Authenticated, Opener},
     operation::{Committed, Outcome, Valid},
     publish::Publisher,
@@ -74,6 +75,10 @@ pub struct Hub {
     pub streams: Arc<Streams>,
     /// What hosts keep here for a while, which is no state.
     pub host_cache: HostCache,
+    /// How maps are given and moved.
+    pub maps: MapSettings,
+    /// Who is told of it.
+    pub attends: Attends,
     /// What makes vectors of texts, and finds them.
     pub embeddings: Embeddings,
     /// The hub's timeline as the database told it last.

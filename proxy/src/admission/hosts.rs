@@ -48,7 +48,7 @@ const SLICE_MIN: usize = 32;
 const CRITICAL_PATIENCE: Duration = Duration::from_millis(200);
 const BULK_PATIENCE: Duration = Duration::from_secs(10);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
-/// Hellos and renewals: one of each every few seconds a connection is an agent's habit.
+/// Hellos, renewals and requests for maps: one of each every few seconds a connection is an agent's habit.
 const SESSION_CALLS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const SESSION_CALLS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// Of the hub's permits: what an agent has in flight, twice, for the connection that it has just lost may still be there.
@@ -70,6 +70,8 @@ const STREAMS_MAX: usize = 4;
 /// Watches, and the streams of all of them together; the oldest watch ends for one more, likewise.
 const WATCHES_MAX: usize = 128;
 const FOLLOWED_MAX: usize = 512;
+/// Streams of notices, one a connection; the oldest ends for one more, likewise.
+const ATTENDS_MAX: usize = 4;
 /// When what found no room comes again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Between two lines of the log that say that a host is held back.
@@ -114,6 +116,7 @@ pub struct Host {
     streams: Mutex<VecDeque<Arc<Notify>>>,
     watches: Mutex<VecDeque<Arc<End>>>,
     followed: Arc<Semaphore>,
+    attends: Mutex<VecDeque<Arc<End>>>,
     refused: Mutex<Refused>,
 }
 
@@ -210,6 +213,13 @@ pub struct WatchPlace {
     _followed: OwnedSemaphorePermit,
 }
 
+/// The place of a stream of notices among its host's, given back with this value.
+#[derive(Debug)]
+pub struct AttendPlace {
+    host: Arc<Host>,
+    end: Arc<End>,
+}
+
 impl Hosts {
     /// Nobody was heard yet. `connections` is how many the database gives to a lane.
     pub fn new(quota: Quota, connections: usize) -> Self {
@@ -252,6 +262,7 @@ impl Host {
             streams: Mutex::default(),
             watches: Mutex::default(),
             followed: Arc::new(Semaphore::new(FOLLOWED_MAX)),
+            attends: Mutex::default(),
             refused: Mutex::default(),
         }
     }
@@ -341,7 +352,7 @@ impl Host {
         asked.unwrap_or(Err(RETRY_AFTER)).map_err(|wait| self.too_many(wait))
     }
 
-    /// Whether the host may say hello, or renew its leases or its credential; one of these at a time, for each takes a
+    /// Whether the host may say hello, renew its leases or its credential, or ask something of maps; one of these at a time, for each takes a
     /// connection to the database, and may wait there for what the host itself writes.
     pub async fn session_call(&self) -> Result<SemaphorePermit<'_>, Problem> {
         self.session_calls.take(1).map_err(|wait| self.too_many(wait))?;
@@ -466,6 +477,22 @@ impl Host {
         })
     }
 
+    /// A further stream of notices, which ends when `end` is told.
+    pub fn attend(self: &Arc<Self>, end: &Arc<End>) -> AttendPlace {
+        let mut attends = lock(&self.attends);
+        attends.push_back(Arc::clone(end));
+        if attends.len() > ATTENDS_MAX
+            && let Some(oldest) = attends.pop_front()
+        {
+            let sentence = format!("the host attends {ATTENDS_MAX} times since: the oldest ends");
+            oldest.now(Problem::new(Code::RateLimited, sentence));
+        }
+        AttendPlace {
+            host: Arc::clone(self),
+            end: Arc::clone(end),
+        }
+    }
+
     /// Waits until a watch of the host may read from the database for itself.
     pub async fn reading(&self) -> OwnedSemaphorePermit {
         permits(&self.reads, 1).await
@@ -486,6 +513,12 @@ impl Host {
 impl Drop for StreamPlace {
     fn drop(&mut self) {
         lock(&self.host.streams).retain(|ends| !Arc::ptr_eq(ends, &self.ends));
+    }
+}
+
+impl Drop for AttendPlace {
+    fn drop(&mut self) {
+        lock(&self.host.attends).retain(|end| !Arc::ptr_eq(end, &self.end));
     }
 }
 

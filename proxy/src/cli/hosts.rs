@@ -1,4 +1,4 @@
-//! `hosts invite|invitations|uninvite|add|list|show|lock|unlock|status|verdicts`
+//! `hosts invite|invitations|uninvite|add|list|show|role|lock|unlock|revoke|verdicts`
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,12 +12,13 @@ use p2p_sync_proto::{
 };
 use uuid::Uuid;
 
-use super::{Common, log_warnings, one};
+use super::{Common, log_warnings, maps::ago, one};
 use crate::{
     app::load_keyring,
     config::Config,
+    hosts::assignment::{self, World},
     keyring::Keyring,
-    store::{HostRow, HostStatus, Invitation, Store},
+    store::{HostRole, HostRow, HostStatus, Invitation, Store},
     tls,
 };
 
@@ -35,12 +36,19 @@ pub(super) enum Hosts {
     },
     /// Admit a machine by hand, and print its credential: once, on stdout, alone. It is a secret of that machine.
     Add(Machine),
-    /// Show all machines.
+    /// Show all machines, and what each scores as a host of maps.
     List,
-    /// Show one machine, and how often which rule was found broken.
+    /// Show one machine, what it reported last of its load and its line, and how often which rule was found broken.
     Show {
         /// As `hosts list` shows it.
         host_id: Uuid,
+    },
+    /// Say whether a machine is a volunteer's (host) or your own (hub). Takes hold within 2 seconds.
+    Role {
+        /// As `hosts list` shows it.
+        host_id: Uuid,
+        /// What it may do.
+        role: HostRole,
     },
     /// Keep a machine out, until `unlock`; what it has to send waits in its outbox, and it keeps its maps until their leases
     /// run out. Takes hold within 2 seconds.
@@ -81,6 +89,10 @@ pub(super) struct Machine {
     /// Maps that the machine may write from when it is a host, with commas between; more by `maps grant`.
     #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
     maps: Vec<String>,
+    /// `hub` for a machine of your own, which holds the maps that nobody else fits, reports the metrics of other hosts, and asks
+    /// for maps for them.
+    #[arg(long, value_name = "ROLE", default_value = "host")]
+    role: HostRole,
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +125,9 @@ pub(super) async fn run(hosts: &Hosts, common: &Common) -> Result<(), Problems> 
         Hosts::Invitations => invitations(&store).await,
         Hosts::Uninvite { number } => uninvite(&store, *number).await,
         Hosts::Add(machine) => add(&store, &config, machine).await,
-        Hosts::List => list(&store).await,
-        Hosts::Show { host_id } => show(&store, *host_id).await,
+        Hosts::List => list(&store, &config).await,
+        Hosts::Show { host_id } => show(&store, &config, *host_id).await,
+        Hosts::Role { host_id, role } => set_role(&store, *host_id, *role).await,
         Hosts::Lock { host_id } => set_status(&store, *host_id, HostStatus::Locked).await,
         Hosts::Unlock { host_id } => set_status(&store, *host_id, HostStatus::Active).await,
         Hosts::Revoke { host_id } => set_status(&store, *host_id, HostStatus::Revoked).await,
@@ -174,6 +187,7 @@ async fn invite(store: &Store, config: &Config, wanted: &Invite) -> Result<(), P
     let invitation = Invitation {
         account_id: wanted.machine.account,
         name: wanted.machine.name.clone(),
+        role: wanted.machine.role,
         maps: wanted.machine.maps.clone(),
         expires_in: wanted.expires,
     };
@@ -223,6 +237,9 @@ async fn add(store: &Store, config: &Config, machine: &Machine) -> Result<(), Pr
     let host = store
         .add_host(Uuid::new_v4(), machine.account, &machine.name, key.id().as_str())
         .await?;
+    if machine.role != host.role {
+        store.set_host_role(host.host_id, machine.role).await?;
+    }
     println!("{}", key.credential(host.host_id, host.generation).to_text().as_str());
     for map in &machine.maps {
         store.grant_map(map, host.host_id, false).await?;
@@ -230,29 +247,49 @@ async fn add(store: &Store, config: &Config, machine: &Machine) -> Result<(), Pr
     Ok(())
 }
 
-async fn list(store: &Store) -> Result<(), Problem> {
+async fn list(store: &Store, config: &Config) -> Result<(), Problem> {
+    let world = store.world().await?;
     for host in store.hosts().await? {
-        println!("{}", line(&host));
+        println!("{}", line(&host, score(&world, config, host.host_id).as_str()));
     }
     Ok(())
 }
 
-fn line(host: &HostRow) -> String {
+/// Who was not heard within a day has none.
+fn score(world: &World, config: &Config, host_id: Uuid) -> String {
+    assignment::score(world, &config.maps, host_id).map_or_else(|| "none".to_owned(), |score| format!("{score:.0}"))
+}
+
+fn line(host: &HostRow, score: &str) -> String {
     format!(
-        "{} {} account={} key={} generation={} seen={} {}",
+        "{} {} account={} key={} generation={} seen={} role={} score={score} {}",
         host.host_id,
         host.status.as_str(),
         host.account_id,
         host.key_id,
         host.generation,
         host.last_seen.as_deref().unwrap_or("never"),
+        host.role.as_str(),
         host.name
     )
 }
 
-async fn show(store: &Store, host_id: Uuid) -> Result<(), Problem> {
+/// So many reports of a host are shown.
+const METRICS_SHOWN: u32 = 5;
+
+async fn show(store: &Store, config: &Config, host_id: Uuid) -> Result<(), Problem> {
     let host = find(store, host_id).await?;
-    println!("{}", line(&host));
+    let world = store.world().await?;
+    println!("{}", line(&host, score(&world, config, host_id).as_str()));
+    for report in store.metrics(host_id, METRICS_SHOWN).await? {
+        let whose = if report.reported_by == host_id {
+            String::new()
+        } else {
+            format!(" by {}", report.reported_by)
+        };
+        // A host's own words: nothing of them may steer the terminal.
+        println!("metrics {}{whose} {}", ago(report.received_at), shown(&report.metrics));
+    }
     if let Some(reason) = &host.lock_reason {
         println!("locked: {reason}");
     }
@@ -285,6 +322,13 @@ async fn verdicts(store: &Store, host_id: Uuid, limit: u32) -> Result<(), Proble
 
 async fn find(store: &Store, host_id: Uuid) -> Result<HostRow, Problem> {
     store.host(host_id).await?.ok_or_else(|| unknown(host_id))
+}
+
+async fn set_role(store: &Store, host_id: Uuid, role: HostRole) -> Result<(), Problem> {
+    if store.set_host_role(host_id, role).await? {
+        return Ok(());
+    }
+    Err(unknown(host_id))
 }
 
 async fn set_status(store: &Store, host_id: Uuid, status: HostStatus) -> Result<(), Problem> {

@@ -10,7 +10,7 @@ use super::{Store, not_answering, signed, unavailable, unsigned};
 
 const HOSTS: &str = "SELECT host_id, account_id, name, key_id, generation, status, lock_reason, \
     to_char(last_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), next_key_id, \
-    CASE WHEN renewed_at > now() - interval '60 seconds' THEN former_key_id END FROM p2p_sync.hosts";
+    CASE WHEN renewed_at > now() - interval '60 seconds' THEN former_key_id END, role FROM p2p_sync.hosts";
 
 /// Not for long: a host that writes much waits for itself, and others' questions for the connection.
 const ONE_HELLO: &str = "SELECT set_config('lock_timeout', '1s', true), \
@@ -21,8 +21,10 @@ const SEEN: &str = "UPDATE p2p_sync.hosts SET last_seen = now() WHERE host_id = 
     SELECT host_id FROM p2p_sync.hosts \
     WHERE host_id = $1 AND coalesce(last_seen < now() - interval '1 minute', true) FOR NO KEY UPDATE SKIP LOCKED)";
 
-/// Held by the one proxy of a database; any number that nothing else of the operator's locks.
-const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended('p2p_sync single proxy', 0))";
+/// Held by one proxy of a database; any number that nothing else of the operator's locks. Where its machine vanishes, Postgres
+/// gives it up within seconds.
+const CLAIM: &str = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
+const CLAIM_ENDS: &str = "SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3";
 
 /// Another outbox uses the incarnation, or has come further: two outboxes would count the same sequences.
 const IS_CLONED: &str = "SELECT EXISTS (SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 \
@@ -76,6 +78,35 @@ impl HostStatus {
     }
 }
 
+/// What a host may do beyond writing the maps it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostRole {
+    /// Nothing: a volunteer's machine.
+    Host,
+    /// A machine of the operator's own: it reports the metrics of other hosts, asks for maps for others, hands over and releases
+    /// those of others, and holds the maps that nobody else fits.
+    Hub,
+}
+
+impl HostRole {
+    /// As the table holds it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Hub => "hub",
+        }
+    }
+
+    /// One that this build does not know gives no rights.
+    pub(super) fn of(text: &str) -> Self {
+        if text == Self::Hub.as_str() {
+            Self::Hub
+        } else {
+            Self::Host
+        }
+    }
+}
+
 /// A host as it was enrolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRow {
@@ -99,6 +130,8 @@ pub struct HostRow {
     pub next_key_id: Option<String>,
     /// Of the generation before, for a minute after the renewal: what it sealed may still be on its way.
     pub former_key_id: Option<String>,
+    /// What it may do beyond others.
+    pub role: HostRole,
 }
 
 impl HostRow {
@@ -114,6 +147,7 @@ impl HostRow {
             last_seen: row.get(7),
             next_key_id: row.get(8),
             former_key_id: row.get(9),
+            role: HostRole::of(row.get(10)),
         }
     }
 }
@@ -151,6 +185,12 @@ impl Store {
         let rows = self.change(SET, &[&host_id, &status.as_str()]).await?;
         let now: Option<&str> = rows.first().and_then(|row| row.get(0));
         Ok(now.map(HostStatus::of))
+    }
+
+    /// Gives a host a role; false where there is no such host. Takes hold within 2 s.
+    pub async fn set_host_role(&self, host_id: Uuid, role: HostRole) -> Result<bool, Problem> {
+        const SET: &str = "UPDATE p2p_sync.hosts SET role = $2 WHERE host_id = $1";
+        Ok(self.write(SET, &[&host_id, &role.as_str()]).await? > 0)
     }
 
     /// A statement that changes something and gives rows; durable when this returns.
@@ -200,6 +240,19 @@ impl Store {
 
     /// Claims the database for this proxy alone, until the claim is dropped (`SECOND_PROXY`, `DATABASE_UNREACHABLE`).
     pub async fn claim_single_proxy(&self) -> Result<Claim, Problem> {
+        let claim = self.open_claim().await?;
+        if claim.take("p2p_sync single proxy").await? {
+            return Ok(claim);
+        }
+        Err(Problem::new(
+            Code::SecondProxy,
+            "another proxy uses this database, and without Redis they cannot tell each other what changed: \
+             set redis_host for both, or stop the other one",
+        ))
+    }
+
+    /// A connection of its own, by which this proxy may have something for itself; nothing is claimed yet.
+    pub async fn open_claim(&self) -> Result<Claim, Problem> {
         if self.inner.pools.is_embedded() {
             return Ok(Claim { held_by: None });
         }
@@ -208,23 +261,11 @@ impl Store {
         let (client, connection) = config.connect(NoTls).await.map_err(|error| unavailable(&error))?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::error!(%error, "the connection that claims the database for this proxy is lost");
+                tracing::warn!(%error, "a connection is lost by which this proxy had something for itself");
             }
         });
-        let claimed = client
-            .query_one(CLAIM, &[])
-            .await
-            .map_err(|error| unavailable(&error))?;
-        if claimed.get(0) {
-            return Ok(Claim {
-                held_by: Some((client, task)),
-            });
-        }
-        Err(Problem::new(
-            Code::SecondProxy,
-            "another proxy uses this database, and without Redis they cannot tell each other what changed: \
-             set redis_host for both, or stop the other one",
-        ))
+        let held_by = Some((client, task));
+        Ok(Claim { held_by })
     }
 }
 
@@ -285,13 +326,26 @@ async fn open(
     Ok(Ok(unsigned(hub.get(0))))
 }
 
-/// The claim of the one proxy of a database. An embedded engine's data directory is locked anyway.
+/// What only one proxy of a database has at a time. An embedded engine's data directory is locked anyway.
 #[derive(Debug)]
 pub struct Claim {
     held_by: Option<(Client, JoinHandle<()>)>,
 }
 
 impl Claim {
+    /// Claims what has this name; false while another proxy has it.
+    pub async fn take(&self, name: &str) -> Result<bool, Problem> {
+        let Some((client, _)) = &self.held_by else {
+            return Ok(true);
+        };
+        let taken = async {
+            client.batch_execute(CLAIM_ENDS).await?;
+            client.query_one(CLAIM, &[&name]).await
+        };
+        let row = taken.await.map_err(|error| unavailable(&error))?;
+        Ok(row.get(0))
+    }
+
     /// Returns when Postgres has given the claim up, because the connection that holds it broke; otherwise never.
     pub async fn lost(&mut self) {
         match &mut self.held_by {

@@ -6,7 +6,7 @@ use p2p_sync_proto::{Code, Problem, token};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Store, not_answering, unsigned};
+use super::{HostRole, Store, not_answering, unsigned};
 
 /// How long a used or expired invitation is shown, and told of as what it is: days after its end.
 pub(super) const KEPT_DAYS: i32 = 30;
@@ -24,6 +24,8 @@ pub struct Invitation {
     pub account_id: u32,
     /// For people.
     pub name: String,
+    /// What the host may do beyond others.
+    pub role: HostRole,
     /// That the host may write from then on, where nobody else holds them.
     pub maps: Vec<String>,
     /// How long it can be used.
@@ -74,18 +76,19 @@ pub struct Enrolled {
 impl Store {
     /// Keeps the hash of a token's id, and what the token gives; gives the invitation's number.
     pub async fn invite(&self, token_id: Uuid, key_id: &str, invitation: &Invitation) -> Result<u64, Problem> {
-        const INVITE: &str = "INSERT INTO p2p_sync.invitations (token_hash, key_id, account_id, name, maps, expires_at) \
-            VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) RETURNING invitation_id";
+        const INVITE: &str = "INSERT INTO p2p_sync.invitations (token_hash, key_id, account_id, name, maps, expires_at, role) \
+            VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $7) RETURNING invitation_id";
         let hash = token::hash(token_id);
         let account_id = i64::from(invitation.account_id);
         let seconds = invitation.expires_in.as_secs_f64();
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] = [
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
             &hash.as_slice(),
             &key_id,
             &account_id,
             &invitation.name,
             &invitation.maps,
             &seconds,
+            &invitation.role.as_str(),
         ];
         let rows = self.change(INVITE, &values).await?;
         rows.first().map(|row| unsigned(row.get(0))).ok_or_else(not_answering)

@@ -6,10 +6,13 @@ use std::time::{Duration, SystemTime};
 use p2p_sync_proto::{Code, Problem};
 use uuid::Uuid;
 
-use super::{Store, signed, unsigned};
+use super::{Standing, Store, signed, unsigned};
 
-/// While the hub serves it says so every few seconds; longer silence is time that it was away.
-const ALIVE_GAP: Duration = Duration::from_secs(10);
+/// While the hub serves it says so at least so often; more often where leases are short.
+const ALIVE_INTERVAL_MAX: Duration = Duration::from_secs(3);
+const ALIVE_INTERVAL_MIN: Duration = Duration::from_millis(250);
+/// Longer silence is time that the hub was away, in whose course hosts could not renew: a third of a lease, at most this.
+const ALIVE_GAP_MAX: Duration = Duration::from_secs(10);
 /// Whoever starts knows that it was.
 const START_GAP: Duration = Duration::ZERO;
 
@@ -20,6 +23,17 @@ pub struct Leases {
     pub required: bool,
     /// How long a lease runs after it was granted or renewed.
     pub length: Duration,
+}
+
+impl Leases {
+    /// Between two notes that the hub serves.
+    pub fn alive_interval(&self) -> Duration {
+        (self.length / 8).clamp(ALIVE_INTERVAL_MIN, ALIVE_INTERVAL_MAX)
+    }
+
+    fn alive_gap(&self) -> Duration {
+        (self.length / 3).clamp(2 * self.alive_interval(), ALIVE_GAP_MAX)
+    }
 }
 
 /// Who holds a map, or held it last.
@@ -35,17 +49,14 @@ pub struct Assignment {
     pub tenure: u64,
     /// How much longer the lease runs; zero where it has run out.
     pub expires_in: Duration,
-}
-
-/// A lease as its holder is told of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Renewal {
-    /// Which map.
-    pub map: String,
-    /// What the holder's operations carry.
-    pub tenure: u64,
-    /// How much longer it runs, milliseconds.
-    pub expires_in_ms: u64,
+    /// Who keeps a copy.
+    pub backups: Vec<Uuid>,
+    /// Who helps.
+    pub assistants: Vec<Uuid>,
+    /// Who is to have it.
+    pub successor: Option<Uuid>,
+    /// How far its stream is.
+    pub stream_head: u64,
 }
 
 /// One who held a map, the last one last.
@@ -59,6 +70,8 @@ pub struct Tenure {
     pub granted_at: SystemTime,
     /// When it ended, if it has.
     pub ended_at: Option<SystemTime>,
+    /// How it ended, as `map_tenures` says it.
+    pub ended_by: Option<String>,
 }
 
 impl Store {
@@ -108,8 +121,10 @@ impl Store {
     /// All maps that are or were held, or one of them.
     pub async fn assignments(&self, map: Option<&str>) -> Result<Vec<Assignment>, Problem> {
         const LIST: &str = "SELECT a.map, a.host_id, coalesce(h.name, ''), a.tenure, \
-                greatest(extract(epoch FROM a.expires_at - clock_timestamp()), 0)::float8 \
+                greatest(extract(epoch FROM a.expires_at - clock_timestamp()), 0)::float8, \
+                a.backups, a.assistants, a.successor, coalesce(m.head, 0) \
             FROM p2p_sync.host_assignments AS a LEFT JOIN p2p_sync.hosts AS h USING (host_id) \
+            LEFT JOIN p2p_sync.map_states AS m ON m.stream = a.map \
             WHERE a.map = coalesce($1, a.map) ORDER BY a.map";
         let rows = self.rows(LIST, &[&map]).await?;
         let of = |row: &tokio_postgres::Row| Assignment {
@@ -118,13 +133,17 @@ impl Store {
             host_name: row.get(2),
             tenure: unsigned(row.get(3)),
             expires_in: Duration::try_from_secs_f64(row.get(4)).unwrap_or_default(),
+            backups: row.get(5),
+            assistants: row.get(6),
+            successor: row.get(7),
+            stream_head: unsigned(row.get(8)),
         };
         Ok(rows.iter().map(of).collect())
     }
 
     /// Who held a map, one after the other.
     pub async fn tenures(&self, map: &str) -> Result<Vec<Tenure>, Problem> {
-        const TENURES: &str = "SELECT tenure, host_id, granted_at, ended_at FROM p2p_sync.map_tenures WHERE map = $1 \
+        const TENURES: &str = "SELECT tenure, host_id, granted_at, ended_at, ended_by FROM p2p_sync.map_tenures WHERE map = $1 \
             ORDER BY tenure";
         let rows = self.rows(TENURES, &[&map]).await?;
         let of = |row: &tokio_postgres::Row| Tenure {
@@ -132,45 +151,35 @@ impl Store {
             host_id: row.get(1),
             granted_at: row.get(2),
             ended_at: row.get(3),
+            ended_by: row.get(4),
         };
         Ok(rows.iter().map(of).collect())
     }
 
-    /// Renews all leases of a host, run out or not, and gives them.
+    /// Renews all leases of a host, run out or not, and gives them, and what the host is asked to do.
     ///
-    /// `REPLAY` where (incarnation, counter) is not newer than at the host's last renewal: then nothing is renewed.
-    pub async fn renew_leases(&self, host_id: Uuid, incarnation: u64, counter: u64) -> Result<Vec<Renewal>, Problem> {
-        const RENEW: &str = "SELECT fresh, maps, tenures, expires_in_ms \
-            FROM p2p_sync.renew_leases($1, $2, $3, make_interval(secs => $4))";
+    /// `REPLAY` where (incarnation, counter) is not newer than at the host's last renewal or change: then nothing is renewed.
+    pub async fn renew_leases(&self, host_id: Uuid, incarnation: u64, counter: u64) -> Result<Standing, Problem> {
+        const RENEW: &str = "SELECT p2p_sync.renew_leases($1, $2, $3, make_interval(secs => $4))";
         let seconds = self.inner.leases.length.as_secs_f64();
         // Not made durable in the embedded engine: one that is lost is made again after a third of the time.
         let rows = self
             .rows(RENEW, &[&host_id, &signed(incarnation), &signed(counter), &seconds])
             .await?;
-        let row = rows.first().ok_or_else(super::not_answering)?;
-        if !row.get::<_, bool>(0) {
+        if !rows.first().ok_or_else(super::not_answering)?.get::<_, bool>(0) {
             return Err(Problem::new(
                 Code::Replay,
-                "this renewal, or a later one of this host, was made before: it renews nothing",
+                "this renewal, or a later request of this host, was made before: it renews nothing",
             ));
         }
-        let maps: Vec<String> = row.get::<_, Option<_>>(1).unwrap_or_default();
-        let tenures: Vec<i64> = row.get::<_, Option<_>>(2).unwrap_or_default();
-        let left: Vec<i64> = row.get::<_, Option<_>>(3).unwrap_or_default();
-        let renewed = maps.into_iter().zip(tenures.into_iter().zip(left));
-        Ok(renewed
-            .map(|(map, (tenure, left))| Renewal {
-                map,
-                tenure: unsigned(tenure),
-                expires_in_ms: unsigned(left),
-            })
-            .collect())
+        let mut standings = self.standings(&[host_id]).await?;
+        Ok(standings.remove(&host_id).unwrap_or_default())
     }
 
     /// Notes that the hub serves, every few seconds. Leases that ran when it was noted last are made longer by the time that
     /// the hub was away since, if it was, which is given; none runs longer than [`Leases::length`] from now for it.
     pub async fn note_alive(&self) -> Result<Option<Duration>, Problem> {
-        self.note(ALIVE_GAP).await
+        self.note(self.inner.leases.alive_gap()).await
     }
 
     /// As [`Self::note_alive`], when a proxy starts, before anything else. Where another one serves already, leases gain the

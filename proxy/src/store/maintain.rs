@@ -57,6 +57,14 @@ const VERDICTS: Old = Old {
     noted: None,
 };
 
+/// One a minute of each host.
+const METRICS: Old = Old {
+    table: "host_metrics",
+    which: "received_at < now() - make_interval(days => $1)",
+    noted: None,
+};
+const METRICS_DAYS: i32 = 7;
+
 const PLAYER_TENURES: Old = Old {
     table: "player_tenures",
     which: "ended_at < now() - make_interval(days => $1)",
@@ -128,6 +136,8 @@ pub struct Maintained {
     pub player_tenures_purged: u64,
     /// Invitations that ended long ago.
     pub invitations_purged: u64,
+    /// Reports of hosts that are a week old.
+    pub metrics_purged: u64,
     /// Conflicts with the operator's edits, as old as the log and settled.
     pub conflicts_purged: u64,
     /// Vectors of what is not logged or not there any more, and what waited to be embedded of it.
@@ -154,6 +164,7 @@ impl Store {
         let verdicts_purged = purge(&client, &VERDICTS, log_days).await;
         let player_tenures_purged = purge(&client, &PLAYER_TENURES, tombstone_days).await;
         let invitations_purged = purge(&client, &INVITATIONS, invitations::KEPT_DAYS).await;
+        let metrics_purged = purge(&client, &METRICS, METRICS_DAYS).await;
         let conflicts_purged = purge(&client, &CONFLICTS, log_days).await;
         self.inner.pools.make_durable().await?;
         let done = || {
@@ -165,6 +176,7 @@ impl Store {
                 verdicts_purged: verdicts_purged?,
                 player_tenures_purged: player_tenures_purged?,
                 invitations_purged: invitations_purged?,
+                metrics_purged: metrics_purged?,
                 conflicts_purged: conflicts_purged?,
                 embeddings_purged: waiting_purged? + lines_purged? + deleted_purged?,
             })

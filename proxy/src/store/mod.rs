@@ -1,7 +1,8 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
-//! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map,
+//! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map, `maps` how maps
+//! change hands, `metrics` what hosts report of themselves,
 //! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
 //! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `entries` what tools keep
 //! among them, `reembed` makes them anew, `consumers` who brings what is committed into other databases, `feed_batch` what they
@@ -25,6 +26,8 @@ mod invitations;
 mod leases;
 mod limbo;
 mod maintain;
+mod maps;
+mod metrics;
 mod players;
 mod pools;
 mod read;
@@ -53,11 +56,13 @@ pub use embedding_queue::{
 pub use embeddings::{Found, Hnsw, Search, Space};
 pub use entries::{Entry, NewEntry};
 pub use feed_batch::{BATCH_CHANGES_MAX, Batch, Told};
-pub use hosts::{Claim, HostRow, HostStatus};
+pub use hosts::{Claim, HostRole, HostRow, HostStatus};
 pub use invitations::{Enrolled, Invitation, InvitationRow, KeyUsers};
-pub use leases::{Assignment, Leases, Renewal, Tenure};
+pub use leases::{Assignment, Leases, Tenure};
 pub use limbo::{LimboFilter, LimboRow};
 pub use maintain::Maintained;
+pub use maps::{Duty, HandoverOrder, Lease, MapRow, RuleChange, STANDBY_MAX, Standing};
+pub use metrics::MetricsRow;
 pub(crate) use players::never_seen;
 pub use players::{Player, PlayerTenure};
 pub use pools::parse_url;

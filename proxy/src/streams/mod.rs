@@ -69,7 +69,7 @@ pub struct Streams {
     look: Notify,
 }
 
-/// An open watch.
+/// An open watch, or a host that attends.
 #[derive(Debug)]
 struct Open {
     host_id: Uuid,
@@ -81,7 +81,7 @@ struct Open {
 #[derive(Debug, Default)]
 pub struct End {
     reason: Mutex<Option<Problem>>,
-    pub(super) told: Notify,
+    pub(crate) told: Notify,
 }
 
 impl End {
@@ -93,7 +93,7 @@ impl End {
         self.told.notify_one();
     }
 
-    fn reason(&self) -> Option<Problem> {
+    pub(crate) fn reason(&self) -> Option<Problem> {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -272,7 +272,8 @@ impl Streams {
         }
     }
 
-    fn open(&self, watch_id: Uuid, host_id: Uuid, generation: u32, end: &Arc<End>) {
+    /// Notes a stream to a host that ends where the host is shut out, or has renewed its credential.
+    pub(crate) fn open(&self, watch_id: Uuid, host_id: Uuid, generation: u32, end: &Arc<End>) {
         let open = Open {
             host_id,
             generation,
@@ -281,7 +282,7 @@ impl Streams {
         lock(&self.watches).insert(watch_id, open);
     }
 
-    fn closed(&self, watch_id: Uuid) {
+    pub(crate) fn closed(&self, watch_id: Uuid) {
         lock(&self.watches).remove(&watch_id);
     }
 

@@ -12,6 +12,10 @@ use super::{
     Streams,
     ring::{Batch, Entry},
 };
+use crate::{
+    hosts::attend::{self, Attends},
+    pipeline::Hub,
+};
 
 /// For Redis to take a connection or to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,12 +29,13 @@ pub fn channel(prefix: &str, stream: &str) -> String {
     format!("{prefix}:updates:{stream}")
 }
 
-/// Hears what is published of the streams that are followed, as long as the proxy serves.
-pub async fn listen(streams: Arc<Streams>, client: Client, prefix: String) {
+/// Hears what is published of the streams that are followed, and that maps change hands, as long as the proxy serves.
+pub async fn listen(hub: Arc<Hub>, client: Client, prefix: String) {
+    let streams = Arc::clone(&hub.streams);
     let mut delay = RETRY_DELAYS.0;
     let mut told = false;
     loop {
-        let error = match hear(&streams, &client, &prefix, &mut delay).await {
+        let error = match hear(&streams, &hub.attends, &client, &prefix, &mut delay).await {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.to_string(),
         };
@@ -49,10 +54,18 @@ pub async fn listen(streams: Arc<Streams>, client: Client, prefix: String) {
 }
 
 /// One connection; returns when it ends. `delay` is short again once it has served.
-async fn hear(streams: &Arc<Streams>, client: &Client, prefix: &str, delay: &mut Duration) -> RedisResult<()> {
+async fn hear(
+    streams: &Arc<Streams>,
+    attends: &Attends,
+    client: &Client,
+    prefix: &str,
+    delay: &mut Duration,
+) -> RedisResult<()> {
     let pubsub = within(client.get_async_pubsub()).await?;
     let (mut sink, mut messages) = pubsub.split();
     let mut heard = HashSet::new();
+    let maps = attend::channel(prefix);
+    within(sink.subscribe(&maps)).await?;
     hear_of(streams, &mut sink, prefix, &mut heard).await?;
     // From here on nothing is missed but what Redis loses; what came before is looked for.
     streams.set_hears_others(true);
@@ -62,6 +75,7 @@ async fn hear(streams: &Arc<Streams>, client: &Client, prefix: &str, delay: &mut
     loop {
         tokio::select! {
             message = messages.next() => match message {
+                Some(message) if message.get_channel_name() == maps => attends.hear(),
                 Some(message) => told(streams, prefix, &message),
                 None => return Ok(()),
             },

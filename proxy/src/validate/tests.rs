@@ -53,6 +53,7 @@ fn check(rules: &Rules, op: &v1::Operation) -> Result<ValidOp, Box<Refused>> {
     let check = Check {
         rules,
         host_id: HOST,
+        role: HostRole::Host,
         incarnation_max: INCARNATION,
     };
     let mut ops = Vec::new();
@@ -258,6 +259,38 @@ fn each_path_that_is_not_the_hosts_to_write_is_refused_with_its_code() {
 }
 
 #[test]
+fn invariant_04_a_host_in_the_hubs_role_reports_the_metrics_of_others_and_nothing_else_of_theirs() {
+    let rules = Rules::builtin();
+    let other = Uuid::from_u128(8);
+    let told = |role, data_type: &str, payload: &str| {
+        let check = Check {
+            rules: &rules,
+            host_id: HOST,
+            role,
+            incarnation_max: INCARNATION,
+        };
+        let op = v1::Operation {
+            path: format!("@host/{other}/{data_type}"),
+            ..with_payload(payload)
+        };
+        let checked = check.operation(0, &op.encode_to_vec().into(), &mut HashSet::new(), &mut Vec::new());
+        checked.map_err(|refused| refused.problem.code)
+    };
+    let metrics = r#"{"cpu_percent":12.5,"players":3,"loop_late_ms_max":7}"#;
+    assert_eq!(told(HostRole::Hub, "HOST_METRICS", metrics), Ok(()));
+    assert_eq!(told(HostRole::Host, "HOST_METRICS", metrics), Err(Code::NotLeaseHolder));
+    assert_eq!(
+        told(HostRole::Hub, "SECURITY_VALIDATION/1", "{}"),
+        Err(Code::NotLeaseHolder)
+    );
+    let impossible = r#"{"cpu_percent":101}"#;
+    assert_eq!(
+        told(HostRole::Hub, "HOST_METRICS", impossible),
+        Err(Code::ImpossibleValue)
+    );
+}
+
+#[test]
 fn each_bad_payload_is_refused_with_its_code() {
     let deep = "[".repeat(40) + &"]".repeat(40);
     let large = format!("\"{}\"", "x".repeat(256 * 1024));
@@ -297,6 +330,7 @@ fn only_the_canonical_bytes_are_an_operation() {
     let check = Check {
         rules: &rules,
         host_id: HOST,
+        role: HostRole::Host,
         incarnation_max: INCARNATION,
     };
     let canonical = put().encode_to_vec();
@@ -351,6 +385,7 @@ fn two_operations_of_a_message_never_share_a_version() {
     let check = Check {
         rules: &rules,
         host_id: HOST,
+        role: HostRole::Host,
         incarnation_max: INCARNATION,
     };
     let (bytes, mut seen) = (Bytes::from(put().encode_to_vec()), HashSet::new());
@@ -447,6 +482,7 @@ fn check_all(op: &v1::Operation) -> Result<Vec<ValidOp>, Box<Refused>> {
     let check = Check {
         rules: &rules,
         host_id: HOST,
+        role: HostRole::Host,
         incarnation_max: INCARNATION,
     };
     let mut ops = Vec::new();
@@ -591,6 +627,7 @@ fn invariant_12_a_group_of_a_million_empty_members_costs_no_more_than_its_bytes(
     let check = Check {
         rules: &rules,
         host_id: HOST,
+        role: HostRole::Host,
         incarnation_max: INCARNATION,
     };
     // 5: what was most is counted anew.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 const BUILTIN: &str = include_str!("../../../conf/types.toml");
-const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
+const BUILTIN_SCHEMAS: [(&str, &str); 10] = [
     (
         "schemas/map_state.json",
         include_str!("../../../conf/schemas/map_state.json"),
@@ -64,6 +64,10 @@ const BUILTIN_SCHEMAS: [(&str, &str); 9] = [
     (
         "schemas/player_presence.json",
         include_str!("../../../conf/schemas/player_presence.json"),
+    ),
+    (
+        "schemas/host_metrics.json",
+        include_str!("../../../conf/schemas/host_metrics.json"),
     ),
 ];
 

@@ -12,6 +12,7 @@ mod full;
 mod groups;
 mod isolation;
 mod leases;
+mod maps;
 mod order;
 mod presence;
 mod repetition;

@@ -5,22 +5,63 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use p2p_sync_proto::{
     PROTOCOL_VERSION,
     envelope::Lane,
-    ids::new_id,
+    ids::{new_id, read_id},
     keys::{Credential, Direction},
     limits::SEALED_BYTES_MAX,
     message::{self, Label},
     v1::{
         self, BatchReply, Operation, OperationBatch, OperationKind, Sealed, bulk_client::BulkClient,
-        critical_client::CriticalClient, operation::Payload, pull_client::PullClient, session_client::SessionClient,
+        critical_client::CriticalClient, maps_client::MapsClient, operation::Payload, pull_client::PullClient,
+        session_client::SessionClient,
     },
 };
 use p2p_sync_tests::subscriber::Subscriber;
 use prost::{Message, bytes::Bytes};
 use tonic::{
-    Status,
+    Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use uuid::Uuid;
+
+use crate::world::PATIENCE;
+
+/// What a host is told of what it holds, opened by hand.
+pub(crate) struct Attendant {
+    credential: Credential,
+    label: Label,
+    number: u64,
+    /// The hub's answer.
+    pub(crate) answer: v1::Notice,
+    notices: Streaming<Sealed>,
+}
+
+impl Attendant {
+    /// The next notice; none after the last.
+    pub(crate) async fn next(&mut self) -> Option<v1::Notice> {
+        let sealed = self.notices.message().await.expect("the hub serves")?;
+        self.number += 1;
+        let label = Label {
+            sequence: self.number,
+            ..self.label.clone()
+        };
+        let opened = message::open(&self.credential.to_host, Direction::ToHost, &label, &sealed);
+        Some(opened.expect("the next one of this stream"))
+    }
+
+    /// The next one that tells of a change; panics where none comes in time.
+    pub(crate) async fn change(&mut self) -> v1::RenewReply {
+        let changed = async {
+            loop {
+                let notice = self.next().await.expect("it goes on");
+                assert_eq!(notice.code(), v1::RejectCode::None, "{}", notice.message);
+                if let Some(leases) = notice.leases {
+                    return leases;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, changed).await.expect("told in time")
+    }
+}
 
 /// A host by its credential, with the incarnation of an outbox that it does not have.
 pub(crate) struct WireHost {
@@ -86,6 +127,46 @@ impl WireHost {
     pub(crate) async fn renew(&self, channel: &Channel, sealed: Sealed) -> Result<v1::RenewReply, Status> {
         let answer = SessionClient::new(channel.clone()).renew(sealed).await?;
         Ok(self.open(answer.get_ref()))
+    }
+
+    /// Attends to what the hub tells of maps.
+    pub(crate) async fn attend(&self, channel: &Channel) -> Attendant {
+        let attendant = self.attend_by(channel, &v1::AttendRequest::default()).await;
+        let answer = &attendant.answer;
+        assert_eq!(answer.code(), v1::RejectCode::None, "{}", answer.message);
+        attendant
+    }
+
+    /// As [`Self::attend`]; the hub may refuse it.
+    pub(crate) async fn attend_by(&self, channel: &Channel, request: &v1::AttendRequest) -> Attendant {
+        let label = self.label(Lane::Attend);
+        let sealed = message::seal(&self.credential.to_hub, Direction::ToHub, &label, request);
+        let mut client = MapsClient::new(channel.clone());
+        let mut notices = client.attend(sealed).await.expect("the hub serves").into_inner();
+        let first = notices.message().await.expect("the hub serves").expect("an answer");
+        let answer: v1::Notice =
+            message::open(&self.credential.to_host, Direction::ToHost, &label, &first).expect("sealed as the answer");
+        let id = read_id(&answer.attend_id).unwrap_or_default();
+        Attendant {
+            credential: self.credential.clone(),
+            label: Label { id, ..label },
+            number: 0,
+            answer,
+            notices,
+        }
+    }
+
+    /// Asks something of maps.
+    pub(crate) async fn map_call(&self, channel: &Channel, counter: u64, what: v1::map_request::What) -> v1::MapReply {
+        let what = Some(what);
+        let sealed = self.seal(Lane::Maps, &v1::MapRequest { counter, what });
+        self.map_call_by(channel, sealed).await
+    }
+
+    /// As [`Self::map_call`], by a message that was sealed before.
+    pub(crate) async fn map_call_by(&self, channel: &Channel, sealed: Sealed) -> v1::MapReply {
+        let answer = MapsClient::new(channel.clone()).call(sealed).await;
+        self.open(answer.expect("the hub serves").get_ref())
     }
 
     /// Sends a message by the critical lane.

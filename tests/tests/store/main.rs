@@ -9,6 +9,8 @@ mod groups;
 mod handovers;
 mod leases;
 mod limbo;
+mod maps;
+mod metrics;
 mod order;
 mod outage;
 mod presence;

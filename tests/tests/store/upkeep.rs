@@ -90,6 +90,7 @@ async fn invariant_03_tombstones_are_forgotten_only_when_no_outbox_can_bring_old
         verdicts_purged: 0,
         player_tenures_purged: 0,
         invitations_purged: 0,
+        metrics_purged: 0,
         conflicts_purged: 0,
         embeddings_purged: 0,
     };
