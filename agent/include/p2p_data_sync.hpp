@@ -11,12 +11,14 @@
 // processSyncQueue(), the logger inside init() and final() as well, on the thread that calls these.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <iterator>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -87,6 +89,7 @@ enum class LeaseState : std::int32_t {
 	EXPIRING = P2P_SYNC_LEASE_EXPIRING,
 	LOST = P2P_SYNC_LEASE_LOST,
 	NONE = P2P_SYNC_LEASE_NONE,
+	HANDING_OVER = P2P_SYNC_LEASE_HANDING_OVER,
 };
 
 enum class SyncEventKind : std::int32_t {
@@ -97,14 +100,16 @@ enum class SyncEventKind : std::int32_t {
 	LEASE_GRANTED = P2P_SYNC_EVENT_LEASE_GRANTED,
 	LEASE_EXPIRING = P2P_SYNC_EVENT_LEASE_EXPIRING,
 	LEASE_LOST = P2P_SYNC_EVENT_LEASE_LOST,
+	LEASE_HANDING_OVER = P2P_SYNC_EVENT_LEASE_HANDING_OVER,
 };
 
-// LINK_UP, LINK_DOWN, LEASE_GRANTED, LEASE_EXPIRING, LEASE_LOST.
+// LINK_UP, LINK_DOWN, LEASE_GRANTED, LEASE_EXPIRING, LEASE_HANDING_OVER, LEASE_LOST.
 struct SyncEvent {
 	SyncEventKind kind;
 	// LEASE_*: which map.
 	std::string map;
 	p2p_sync_code code = P2P_SYNC_OK;
+	// LINK_DOWN: why. LEASE_HANDING_OVER: the id of the host that is to have the map; empty for none yet.
 	std::string message;
 };
 
@@ -382,6 +387,30 @@ public:
 		return status;
 	}
 
+	// Who holds a map and who stands by for it; an empty one: all maps that this host holds, stands by for, or may be given.
+	// Never waits, nor do the next three: the answer, JSON, is in the result's `data`. See P2P_SYNC_ASK_MAPS.
+	std::string listMaps(const std::string& map = std::string(), ResultCallback on_answer = nullptr) {
+		return askOfMap(P2P_SYNC_ASK_MAPS, map, std::string(), std::move(on_answer));
+	}
+
+	// Asks for a map that nobody holds; LEASE_GRANTED says when it is this host's.
+	std::string assignMap(const std::string& map, ResultCallback on_answer = nullptr) {
+		return askOfMap(P2P_SYNC_ASK_ASSIGN_MAP, map, std::string(), std::move(on_answer));
+	}
+
+	// Has a map of this host's handed over while it goes on, to a host by its id or to the best there is; LEASE_HANDING_OVER
+	// says when to end it.
+	std::string migrateMap(const std::string& map, const std::string& to_host = std::string(),
+		ResultCallback on_answer = nullptr) {
+		return askOfMap(P2P_SYNC_ASK_MIGRATE_MAP, map, to_host, std::move(on_answer));
+	}
+
+	// Has a map no more: to be called when all that ends it was sent. It is released when that is settled, as far as there is
+	// time, and `on_released` is run. mayWrite() is false from this call on.
+	std::string releaseMap(const std::string& map, ResultCallback on_released = nullptr) {
+		return askOfMap(P2P_SYNC_ASK_RELEASE_MAP, map, std::string(), std::move(on_released));
+	}
+
 	// Whether this host may write a map; never waits.
 	bool mayWrite(const std::string& map) const {
 		const LeaseState lease = leaseState(map);
@@ -542,6 +571,12 @@ private:
 			asked.flags = notify;
 			return p2p_sync_ask(agent_, &asked, id);
 		});
+	}
+
+	std::string askOfMap(std::int32_t kind, const std::string& map, const std::string& told, ResultCallback on_answer) {
+		p2p_sync_question asked = question(kind, told, 0);
+		asked.map = text(map);
+		return ask(asked, std::move(on_answer));
 	}
 
 	// Makes a call whose settlement is told to a callback, if there is one.
@@ -714,6 +749,11 @@ private:
 		} else if (on_event_) {
 			SyncEvent told{static_cast<SyncEventKind>(event.kind), std::string(), event.code, data};
 			told.map.assign(event.path.data == nullptr ? "" : event.path.data, event.path.size);
+			const auto is_set = [](std::uint8_t byte) { return byte != 0; };
+			if (told.kind == SyncEventKind::LEASE_HANDING_OVER
+				&& std::any_of(std::begin(event.id.bytes), std::end(event.id.bytes), is_set)) {
+				told.message = text(event.id);
+			}
 			on_event_(told);
 		}
 	}

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use p2p_sync_proto::{Code, Policies, Problem, path::Path, v1};
 use tokio::{
     runtime::{Handle, Runtime},
@@ -28,13 +29,19 @@ use uuid::Uuid;
 use crate::{
     clients::Clients,
     config::Config,
+    copies::Copies,
     counters::{Counters, Counts, add},
+    duties::{Duties, DutyStatus},
     edits,
     events::{self, AgentEvent, Events},
+    hand_over::HandOvers,
     keys::Keys,
-    lanes::{Lanes, Submission, Taken},
+    lanes::{Lanes, Submission},
     leases::{LeaseState, LeaseStatus, Leases},
+    leave,
     link::{self, LinkState, Puller, Watcher},
+    maps::{self, MapCall},
+    metrics::Metrics,
     outbox::{DeadLetter, Outbox},
     pending::Pending,
     questions::{Question, Questions},
@@ -98,6 +105,12 @@ pub struct Status {
     /// The maps that this host may write, or might earlier, in their order.
     #[serde(default)]
     pub leases: Vec<LeaseStatus>,
+    /// What this host is asked to do for maps besides, in their order.
+    #[serde(default)]
+    pub duties: Vec<DutyStatus>,
+    /// It gives all its maps away, and wants none.
+    #[serde(default)]
+    pub leaving: bool,
     /// Since the start.
     #[serde(flatten)]
     pub counters: Counts,
@@ -176,6 +189,13 @@ impl Agent {
             results: Results::new(config.result_keep, Some(lanes.numbering()), observer, events.clone()),
             lanes,
             leases,
+            duties: Duties::default(),
+            hand_overs: HandOvers::default(),
+            copies: Copies::default(),
+            metrics: Metrics::default(),
+            leaving: AtomicBool::new(false),
+            leaving_told: Notify::new(),
+            end_asked: Notify::new(),
             counters: Counters::default(),
             events: events.clone(),
             clients,
@@ -184,6 +204,7 @@ impl Agent {
             critical_wake: Notify::new(),
             bulk_wake: Notify::new(),
             link: LinkState::new(events),
+            session: ArcSwapOption::empty(),
             near_cache: Mutex::default(),
             cache_wake: Notify::new(),
             cache_silent: AtomicBool::new(false),
@@ -216,7 +237,11 @@ impl Agent {
         }
         let replicas: Arc<Replicas> = Arc::default();
         Ok(Self {
-            questions: Questions::new(shared.clone(), puller.clone(), replicas.clone()),
+            questions: Questions::new(
+                shared.clone(),
+                puller.clone(),
+                vec![replicas.clone(), shared.copies.replicas.clone()],
+            ),
             subscriptions: Arc::new(Subscriptions::new(&shared.config, watcher.clone(), replicas)),
             shared,
             runtime: Mutex::new(Some(runtime)),
@@ -231,9 +256,10 @@ impl Agent {
     /// `QUEUE_FULL`.
     pub fn submit(&self, submission: &Submission<'_>) -> Result<Uuid, Problem> {
         self.check_enabled()?;
-        self.take(submission.notify, |announce| {
-            self.shared.lanes.take(submission, announce)
-        })
+        let shared = &self.shared;
+        let taken = shared.take(submission.notify, |announce| shared.lanes.take(submission, announce))?;
+        shared.metrics.note(submission);
+        Ok(taken)
     }
 
     /// Takes 1 to 64 operations that take effect together or not at all, and gives the one id that they have. Never
@@ -243,33 +269,8 @@ impl Agent {
     /// says which member it is for. By the critical lane if one of them is critical.
     pub fn submit_group(&self, members: &[Submission<'_>], notify: bool) -> Result<Uuid, Problem> {
         self.check_enabled()?;
-        self.take(notify, |announce| self.shared.lanes.take_group(members, announce))
-    }
-
-    /// Has the lanes take something, told of by an event where it is asked for, and wakes whom it needs.
-    fn take(
-        &self,
-        notify: bool,
-        into_lanes: impl FnOnce(&dyn Fn(&Taken)) -> Result<Taken, Problem>,
-    ) -> Result<Uuid, Problem> {
-        let (results, events) = (&self.shared.results, &self.shared.events);
-        if notify {
-            events.reserve_settled()?;
-        }
-        let counters = &self.shared.counters;
-        let taken = into_lanes(&|taken| {
-            results.accept(taken.operation_id, taken.position, taken.made_at_ms, notify);
-        });
-        if taken.is_err() && notify {
-            events.release_settled();
-        }
-        let taken = taken.inspect_err(|_| add(&counters.refused))?;
-        add(&counters.taken);
-        self.shared.alarm.ring_if_asleep();
-        if taken.wakes_sender {
-            self.shared.critical_wake.notify_one();
-        }
-        Ok(taken.operation_id)
+        let shared = &self.shared;
+        shared.take(notify, |announce| shared.lanes.take_group(members, announce))
     }
 
     /// Takes an operation by the critical lane and waits for the hub's answer, at most `critical_timeout_ms`.
@@ -336,11 +337,57 @@ impl Agent {
         timeout: Duration,
         patience: Duration,
     ) -> Result<v1::PullReply, Problem> {
-        let (told, answer) = mpsc::sync_channel(1);
         let puller = self.puller.clone();
+        self.run_within(patience, async move { puller.pull(request, timeout).await })
+    }
+
+    /// As [`Self::pull_for_another`], of what is here without the hub; `NOT_KEPT` where that is nothing.
+    pub(crate) fn kept(&self, request: &v1::PullRequest) -> Result<v1::PullReply, Problem> {
+        self.questions.kept(request)
+    }
+
+    /// Asks the hub something of maps and waits for the answer, as long as such a thing may take.
+    pub(crate) fn call_maps(&self, call: MapCall) -> Result<serde_json::Value, Problem> {
+        call.check()?;
+        let (runtime, patience) = (self.runtime()?, call.patience());
+        let _inside = runtime.enter();
+        self.run_within(patience, maps::call(&self.shared, call))
+    }
+
+    /// Begins to give all maps away, and tells how far that is: `left` when this host holds none and nothing waits to be
+    /// settled. It takes no map any more.
+    pub(crate) fn leave(&self) -> Result<serde_json::Value, Problem> {
+        let runtime = self.runtime()?;
+        let _inside = runtime.enter();
+        leave::begin(&self.shared);
+        let is_known = self.shared.leases.status().0.is_some();
+        let maps: Vec<String> = self.shared.leases.held().into_iter().map(|(map, _)| map).collect();
+        Ok(serde_json::json!({
+            "left": is_known && maps.is_empty() && self.shared.is_drained(),
+            "maps": maps,
+            "outbox_operations": self.shared.outbox_operations.load(Ordering::Relaxed),
+            "link_problem": self.shared.link.problem().map(|problem| problem.to_string()),
+        }))
+    }
+
+    /// Has whoever runs this agent end it.
+    pub(crate) fn ask_to_end(&self) {
+        self.shared.end_asked.notify_one();
+    }
+
+    pub(crate) async fn asked_to_end(&self) {
+        self.shared.end_asked.notified().await;
+    }
+
+    fn run_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        asking: impl Future<Output = Result<T, Problem>> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (told, answer) = mpsc::sync_channel(1);
         match &*self.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
             // Who asked may have given up.
-            Some(runtime) => runtime.spawn(async move { told.send(puller.pull(request, timeout).await) }),
+            Some(runtime) => runtime.spawn(async move { told.send(asking.await) }),
             None => return Err(shut_down()),
         };
         answer.recv_timeout(patience).unwrap_or_else(|error| {
@@ -504,6 +551,8 @@ impl Agent {
             policy_version: shared.lanes.policies().version,
             leases_required,
             leases,
+            duties: shared.duties.status(&shared.copies),
+            leaving: shared.leaving.load(Ordering::Relaxed),
             counters: shared.counters.counts(),
         }
     }

@@ -4,6 +4,7 @@ mod check;
 mod drain;
 mod enrol;
 mod events;
+mod leave;
 
 use std::{
     ffi::OsString,
@@ -48,6 +49,11 @@ const REQUESTS: &str = r#"A local program writes one JSON object a line and read
   {"do":"cache_exists","key":"motd","timeout_ms":500}
   {"do":"cache_delete","key":"motd"}
   {"do":"publish","channel":"news","message":"hello"}
+  {"do":"list_maps","map":""}                 who holds it, who stands by; empty: all that this host has to do with
+  {"do":"assign_map","map":"geffen"}          asks for a map that nobody holds
+  {"do":"migrate_map","map":"prontera","to":""}      has it handed over while it goes on; "to": a host's id
+  {"do":"release_map","map":"prontera"}       gives it up, when what was made for it is settled
+  {"do":"leave"}                              gives all maps away; asked again it tells how far that is
   {"do":"embed","text":"Who has seen the caravan?"}
   {"do":"similar","search":{"text":"the missing caravan","maps":["prontera"],"types":["CHAT_MESSAGE"],
    "since_ms":0,"min_similarity":0.2},"limit":10}        or "embedding":[…] for "text"; only what this host may see
@@ -141,11 +147,49 @@ enum Command {
         #[arg(long)]
         timeout: Option<u64>,
     },
+    /// Hands this host's maps over, waits until everything taken is settled, and ends the agent that runs. For before a machine
+    /// is switched off: others play on.
+    Leave {
+        /// Seconds; as long as it takes if not given.
+        #[arg(long)]
+        timeout: Option<u64>,
+    },
+    /// Asks the hub for maps, and gives them away.
+    #[command(subcommand)]
+    Maps(Maps),
     /// Shows operations that were refused, newest first.
     DeadLetters {
         /// How many.
         #[arg(long, default_value_t = 100)]
         limit: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Maps {
+    /// Shows who holds a map and who stands by for it; or all maps that this host has to do with.
+    List {
+        /// Its name.
+        #[arg(default_value = "")]
+        map: String,
+    },
+    /// Asks for a map that nobody holds.
+    Assign {
+        /// Its name.
+        map: String,
+    },
+    /// Has a map of this host's handed over while it goes on.
+    Migrate {
+        /// Its name.
+        map: String,
+        /// The id of the host that is to have it; the best there is if not given.
+        #[arg(long, default_value = "")]
+        to: String,
+    },
+    /// Gives a map up, when what was made for it is settled.
+    Release {
+        /// Its name.
+        map: String,
     },
 }
 
@@ -248,6 +292,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => self::serve(config, &run),
         Command::Drain { timeout } => drain::drain(config, timeout.map(Duration::from_secs)),
+        Command::Leave { timeout } => leave::leave(config, timeout.map(Duration::from_secs)),
         command => request_of(command).and_then(|request| ask(config, &request)),
     };
     match done {
@@ -274,9 +319,10 @@ fn fail(problem: &dyn std::fmt::Display) -> ExitCode {
 
 fn request_of(command: Command) -> Result<Request, Problem> {
     Ok(match command {
-        Command::Run(_) | Command::Check | Command::Enrol { .. } | Command::Drain { .. } => {
+        Command::Run(_) | Command::Check | Command::Enrol { .. } | Command::Drain { .. } | Command::Leave { .. } => {
             unreachable!("does more than asking")
         }
+        Command::Maps(maps) => maps_of(maps),
         Command::Put(PutArgs { target, data }) => {
             p2p_sync_proto::json::check(&data)?;
             put_of(target, Some(RawValue::from_string(data).expect("checked to be JSON")))?
@@ -340,6 +386,21 @@ fn request_of(command: Command) -> Result<Request, Problem> {
     })
 }
 
+fn maps_of(maps: Maps) -> Request {
+    let (action, map, to) = match maps {
+        Maps::List { map } => (Action::ListMaps, map, String::new()),
+        Maps::Assign { map } => (Action::AssignMap, map, String::new()),
+        Maps::Migrate { map, to } => (Action::MigrateMap, map, to),
+        Maps::Release { map } => (Action::ReleaseMap, map, String::new()),
+    };
+    Request {
+        action,
+        map,
+        to,
+        ..Request::default()
+    }
+}
+
 fn search_of(asked: &SimilarArgs) -> Box<RawValue> {
     let mut search = json!({
         "text": asked.text,
@@ -392,9 +453,21 @@ fn ask(config: Config, request: &Request) -> Result<ExitCode, Problem> {
         None if matches!(request.action, Action::Get | Action::Scan) => read_without_outbox(&config, request)?,
         None => {
             let patience = config.connect_timeout;
-            let agent = Agent::start(config)?;
-            // What is put carries the tenure of its map, which the hub tells at the beginning.
-            if matches!(request.action, Action::Status | Action::Put | Action::Group) {
+            let agent = Agent::start(Config {
+                metrics_interval: None,
+                ..config
+            })?;
+            // What is put carries the tenure of its map, which the hub tells at the beginning, as it does who holds what.
+            if matches!(
+                request.action,
+                Action::Status
+                    | Action::Put
+                    | Action::Group
+                    | Action::ListMaps
+                    | Action::AssignMap
+                    | Action::MigrateMap
+                    | Action::ReleaseMap
+            ) {
                 agent.wait_for_link(patience);
             }
             answer(&agent, request, &Unsaid::default())?
@@ -459,7 +532,7 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
             let _ = ended.send(());
         });
     }
-    let by_input = wait_for_end(run.stdin, input_ended)?;
+    let by_input = wait_for_end(&agent, run.stdin, input_ended)?;
     let drained = !by_input || agent.flush(Duration::from_secs(run.drain_timeout));
     local_api::close(&socket);
     let ended = agent.shutdown();
@@ -470,8 +543,12 @@ fn serve(config: Config, run: &Run) -> Result<ExitCode, Problem> {
     Ok(if drained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Waits for a signal to stop, or for standard input to end; true for the latter.
-fn wait_for_end(reads_input: bool, input_ended: tokio::sync::oneshot::Receiver<()>) -> Result<bool, Problem> {
+/// Waits for a signal to stop, to be asked to, or for standard input to end; true for the latter.
+fn wait_for_end(
+    agent: &Agent,
+    reads_input: bool,
+    input_ended: tokio::sync::oneshot::Receiver<()>,
+) -> Result<bool, Problem> {
     let failed = |error: std::io::Error| Problem::new(Code::Internal, format!("signals cannot be awaited: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -490,6 +567,7 @@ fn wait_for_end(reads_input: bool, input_ended: tokio::sync::oneshot::Receiver<(
             _ = input_ended, if reads_input => Ok(true),
             _ = tokio::signal::ctrl_c() => Ok(false),
             _ = terminated => Ok(false),
+            () = agent.asked_to_end() => Ok(false),
         }
     })
 }

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::{credential_file::CredentialFile, link::connect, text};
 
 /// Every key of the file, with what holds when it is not there.
-pub const KEYS: [Key; 24] = [
+pub const KEYS: [Key; 26] = [
     Key::new("main_server_endpoint", ""),
     Key::new("tls_ca", ""),
     Key::new("allow_insecure", "no"),
@@ -47,6 +47,8 @@ pub const KEYS: [Key; 24] = [
     Key::new("outbox_path", "p2p_sync_outbox"),
     Key::new("outbox_max_mb", "1024"),
     Key::new("agent_socket", ""),
+    Key::new("keep_backups", "yes"),
+    Key::new("metrics_interval_seconds", "30"),
     Key::new("result_keep_seconds", "300"),
     Key::new("cache_expiry_seconds", "300"),
     Key::new("text_encoding", "UTF-8"),
@@ -116,6 +118,10 @@ pub struct Config {
     pub outbox_bytes_max: u64,
     /// Where the standalone agent serves local programs; the map server's library attaches to it there.
     pub agent_socket: Option<PathBuf>,
+    /// Whether copies are kept of maps that the hub has this host stand by for.
+    pub keep_backups: bool,
+    /// How often this host tells how it is; never where it is absent.
+    pub metrics_interval: Option<Duration>,
     /// How long the result of a settled operation can be asked for, unless 262,144 others have been taken since.
     pub result_keep: Duration,
     /// Of cached values where the call gives no expiry.
@@ -206,6 +212,10 @@ impl Config {
         let longest_delay = milliseconds(&mut settings, "retry_delay_max_ms", 600_000);
         let outbox_dir = folder.join(settings.text("outbox_path"));
         let outbox_bytes_max = settings.number("outbox_max_mb", 1..=1_000_000_u64) * 1024 * 1024;
+        let keep_backups = settings.switch("keep_backups");
+        let metrics_interval = Some(settings.number("metrics_interval_seconds", 0..=86_400))
+            .filter(|seconds| *seconds > 0)
+            .map(Duration::from_secs);
         let result_keep = Duration::from_secs(settings.number("result_keep_seconds", 1..=86_400));
         let cache_expiry = Duration::from_secs(settings.number(
             "cache_expiry_seconds",
@@ -242,6 +252,8 @@ impl Config {
             outbox_dir,
             outbox_bytes_max,
             agent_socket,
+            keep_backups,
+            metrics_interval,
             result_keep,
             cache_expiry,
             text_encoding,

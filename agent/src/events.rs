@@ -72,6 +72,14 @@ pub enum AgentEvent {
         /// Which one.
         map: String,
     },
+    /// A map is to pass on: end it, send what is left to be said of it, then give it up ([`crate::Question::ReleaseMap`]).
+    /// [`Self::LeaseLost`] follows, or [`Self::LeaseGranted`] where it stays after all.
+    LeaseHandingOver {
+        /// Which one.
+        map: String,
+        /// The host that is to have it; nil for none yet.
+        successor: Uuid,
+    },
     /// A line of the log; see [`crate::log_queue::install`].
     Log {
         /// How serious it is.
@@ -297,6 +305,7 @@ impl Events {
             | AgentEvent::LeaseGranted { .. }
             | AgentEvent::LeaseExpiring { .. }
             | AgentEvent::LeaseLost { .. }
+            | AgentEvent::LeaseHandingOver { .. }
             | AgentEvent::Log { .. } => {}
         }
     }
@@ -346,9 +355,10 @@ fn answer_bytes(settled: &Settled) -> usize {
 
 fn lease_map(event: &AgentEvent) -> Option<&str> {
     match event {
-        AgentEvent::LeaseGranted { map } | AgentEvent::LeaseExpiring { map } | AgentEvent::LeaseLost { map } => {
-            Some(map)
-        }
+        AgentEvent::LeaseGranted { map }
+        | AgentEvent::LeaseExpiring { map }
+        | AgentEvent::LeaseLost { map }
+        | AgentEvent::LeaseHandingOver { map, .. } => Some(map),
         _ => None,
     }
 }

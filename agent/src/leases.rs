@@ -5,21 +5,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use p2p_sync_proto::v1;
+use p2p_sync_proto::{ids::read_id, v1};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::events::{AgentEvent, Events};
 
 /// Maps remembered; of more, those that were lost are forgotten.
 const MAPS_MAX: usize = 16_384;
+/// How long a grant is not told while the host's copy of the map is on its way to where the tenure began.
+const COPY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether this host may write a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub enum LeaseState {
     Lost,
     /// It never might, or the hub has not said so yet.
     None,
+    /// It may not any more, though it holds the map still: the map is being handed over. What is sent now to end the map well
+    /// applies, as long as it has not passed on.
+    HandingOver,
 }
 
 /// A lease, for people and tools.
@@ -48,13 +51,19 @@ pub struct LeaseStatus {
     pub state: LeaseState,
     /// How much longer it runs, milliseconds.
     pub expires_in_ms: u64,
+    /// To whom it is being handed over, if it is; nil: nobody yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Uuid>,
 }
 
 /// The leases of a host.
 pub(crate) struct Leases {
     table: Mutex<Table>,
     events: Arc<Events>,
-    renewals: AtomicU64,
+    /// The last renewal's or change's number, locked while one is on its way: they arrive in their order then.
+    pub(crate) counter: tokio::sync::Mutex<u64>,
+    /// The hub has told something that a renewal is to tell whole: it is asked at once.
+    pub(crate) told: Notify,
     /// Something about the leases is in doubt: the hub is asked soon.
     pub(crate) doubt: Notify,
     /// The table changed: who waits for a lease to be at risk looks again.
@@ -68,6 +77,8 @@ struct Table {
     /// The hub has said so in this start.
     confirmed: bool,
     maps: HashMap<String, Lease>,
+    /// How far the copies are that are whole.
+    copies: HashMap<String, u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +95,18 @@ struct Held {
     /// Another host may be given the map from then on.
     until: Instant,
     told_at_risk: bool,
+    /// Not told yet: the host's copy is to come so far first, or that time to be over.
+    awaits: Option<(u64, Instant)>,
+    /// The hub wants it handed over, to whom it says.
+    asked_for: Option<Uuid>,
+    /// The program gives it up.
+    given_up: bool,
+}
+
+impl Held {
+    fn successor(&self) -> Option<Uuid> {
+        self.asked_for.or_else(|| self.given_up.then(Uuid::nil))
+    }
 }
 
 /// A lease that is held, as it was heard of.
@@ -95,6 +118,10 @@ pub(crate) struct Heard {
     pub(crate) at_risk_in: Duration,
     /// It ends after this time.
     pub(crate) left: Duration,
+    /// Where the map's stream was when the tenure began.
+    pub(crate) stream_head: u64,
+    /// It is to be handed over, to whom; nil: to nobody yet.
+    pub(crate) successor: Option<Uuid>,
 }
 
 impl Leases {
@@ -112,15 +139,11 @@ impl Leases {
         Self {
             table: Mutex::new(table),
             events,
-            renewals: AtomicU64::new(0),
+            counter: tokio::sync::Mutex::new(0),
+            told: Notify::new(),
             doubt: Notify::new(),
             changed: Notify::new(),
         }
-    }
-
-    /// The next renewal's number: larger than all before of this start, whatever connection they took.
-    pub(crate) fn next_renewal(&self) -> u64 {
-        self.renewals.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// What operations of each map carry.
@@ -165,26 +188,11 @@ impl Leases {
         let mut events = Vec::new();
         for heard in held {
             let before = lost.remove(&heard.map);
-            let stays = before.as_ref().is_some_and(|before| before.tenure == heard.tenure);
-            let before = before.and_then(|before| before.held).filter(|_| stays);
-            let is_well = !heard.at_risk_in.is_zero();
-            changed |= !stays;
-            if before.is_none_or(|before| before.told_at_risk && is_well) {
-                events.push(AgentEvent::LeaseGranted { map: heard.map.clone() });
-            }
-            let held = Held {
-                at_risk: at + heard.at_risk_in,
-                until: at + heard.left,
-                told_at_risk: !is_well && before.is_some_and(|before| before.told_at_risk),
-            };
-            let lease = Lease {
-                tenure: heard.tenure,
-                held: Some(held),
-            };
-            table.maps.insert(heard.map, lease);
+            changed |= before.as_ref().is_none_or(|before| before.tenure != heard.tenure);
+            events.extend(table.take(before, heard, at));
         }
         for (map, lease) in lost {
-            if lease.held.is_some() {
+            if lease.held.is_some_and(|held| held.awaits.is_none()) {
                 events.push(AgentEvent::LeaseLost { map: map.clone() });
             }
             if governed && table.maps.len() < MAPS_MAX {
@@ -196,13 +204,103 @@ impl Leases {
         if changed {
             makers(table.tenures());
         }
-        // Under the lock, so that what is told last is what holds.
+        self.tell(table, events);
+        changed
+    }
+
+    /// Takes over of what the hub told between two renewals what cannot be out of date: leases of newer tenures than any that
+    /// is known. All else may have been overtaken by a renewal's answer, so that a renewal is to say it.
+    pub(crate) fn noticed(&self, held: Vec<Heard>, at: Instant, makers: impl FnOnce(HashMap<Box<str>, u64>)) -> bool {
+        let mut table = self.lock();
+        if table.governed != Some(true) || !table.confirmed {
+            return false;
+        }
+        let mut events = Vec::new();
+        let mut changed = false;
+        for heard in held {
+            let known = table.maps.get(&heard.map).map_or(0, |known| known.tenure);
+            if heard.tenure > known && table.maps.len() < MAPS_MAX {
+                events.extend(table.take(None, heard, at));
+                changed = true;
+            }
+        }
+        if changed {
+            makers(table.tenures());
+        }
+        self.tell(table, events);
+        changed
+    }
+
+    /// The program gives up a map that this host holds: gives the tenure, or none where it does not.
+    pub(crate) fn give_up(&self, map: &str) -> Option<u64> {
+        let mut table = self.lock();
+        let lease = table.maps.get_mut(map)?;
+        let held = lease.held.as_mut()?;
+        let begins = held.successor().is_none();
+        held.given_up = true;
+        let (tenure, successor) = (lease.tenure, held.successor().unwrap_or_default());
+        let event = begins.then(|| AgentEvent::LeaseHandingOver {
+            map: map.to_owned(),
+            successor,
+        });
+        self.tell(table, event);
+        Some(tenure)
+    }
+
+    /// The program keeps a map after all that it wanted to give up: the hub did not take it.
+    pub(crate) fn keep(&self, map: &str, tenure: u64) {
+        let mut table = self.lock();
+        let lease = table.maps.get_mut(map).filter(|lease| lease.tenure == tenure);
+        let Some(held) = lease.and_then(|lease| lease.held.as_mut()) else {
+            return;
+        };
+        let ends = std::mem::take(&mut held.given_up) && held.asked_for.is_none();
+        let event = ends.then(|| AgentEvent::LeaseGranted { map: map.to_owned() });
+        self.tell(table, event);
+    }
+
+    /// The hub has taken a map back that was handed over.
+    pub(crate) fn handed_over(&self, map: &str, tenure: u64) {
+        let mut table = self.lock();
+        let lease = table.maps.get_mut(map).filter(|lease| lease.tenure == tenure);
+        let held = lease.and_then(|lease| lease.held.take());
+        let event = held.map(|_| AgentEvent::LeaseLost { map: map.to_owned() });
+        self.tell(table, event);
+    }
+
+    /// This host's copy of a map has come so far, or is whole no more.
+    pub(crate) fn copied(&self, map: &str, upto: Option<u64>) {
+        let mut table = self.lock();
+        match upto {
+            Some(upto) => _ = table.copies.insert(map.to_owned(), upto),
+            None => _ = table.copies.remove(map),
+        }
+        let held = table.maps.get_mut(map).and_then(|lease| lease.held.as_mut());
+        let has_come = |held: &&mut Held| {
+            held.awaits
+                .is_some_and(|(head, _)| upto.is_none_or(|upto| upto >= head))
+        };
+        let granted = held.filter(has_come).map(|held| {
+            held.awaits = None;
+            AgentEvent::LeaseGranted { map: map.to_owned() }
+        });
+        self.tell(table, granted);
+    }
+
+    /// Under the table's lock, so that what is told last is what holds.
+    fn tell(&self, table: MutexGuard<'_, Table>, events: impl IntoIterator<Item = AgentEvent>) {
         for event in events {
             self.events.lease(event);
         }
         drop(table);
         self.changed.notify_one();
-        changed
+    }
+
+    /// The maps that this host holds, and their tenures.
+    pub(crate) fn held(&self) -> Vec<(String, u64)> {
+        let table = self.lock();
+        let held = table.maps.iter().filter(|(_, lease)| lease.held.is_some());
+        held.map(|(map, lease)| (map.clone(), lease.tenure)).collect()
     }
 
     /// Whether this host may write a map.
@@ -226,16 +324,17 @@ impl Leases {
                     let left = held.until.saturating_duration_since(now);
                     u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
                 }),
+                successor: lease.held.and_then(|held| held.successor()),
             })
             .collect();
         leases.sort_unstable_by(|a, b| a.map.cmp(&b.map));
         (table.governed.filter(|_| table.confirmed), leases)
     }
 
-    /// Tells of each lease that was not renewed in time; ends never.
+    /// Tells of each lease that was not renewed in time, and of each whose copy was waited for; ends never.
     pub(crate) async fn watch(&self) {
         loop {
-            let next = self.tell_at_risk(Instant::now());
+            let next = self.tell_due(Instant::now());
             match next {
                 Some(next) => {
                     // Either way there is something to look at.
@@ -247,19 +346,23 @@ impl Leases {
     }
 
     /// Gives when the next one will be.
-    fn tell_at_risk(&self, now: Instant) -> Option<Instant> {
+    fn tell_due(&self, now: Instant) -> Option<Instant> {
         let mut table = self.lock();
         let mut next: Option<Instant> = None;
         for (map, lease) in &mut table.maps {
-            let Some(held) = lease.held.as_mut().filter(|held| !held.told_at_risk) else {
-                continue;
-            };
-            if held.at_risk <= now {
+            let Some(held) = &mut lease.held else { continue };
+            if held.awaits.is_some_and(|(_, until)| until <= now) {
+                held.awaits = None;
+                self.events.lease(AgentEvent::LeaseGranted { map: map.clone() });
+            }
+            let is_ending = held.told_at_risk || held.successor().is_some();
+            if !is_ending && held.at_risk <= now {
                 held.told_at_risk = true;
                 self.events.lease(AgentEvent::LeaseExpiring { map: map.clone() });
-            } else {
-                next = Some(next.map_or(held.at_risk, |next| next.min(held.at_risk)));
             }
+            let awaited = held.awaits.map(|(_, until)| until);
+            let at_risk = (!is_ending && !held.told_at_risk).then_some(held.at_risk);
+            next = next.into_iter().chain(awaited).chain(at_risk).min();
         }
         next
     }
@@ -270,6 +373,45 @@ impl Leases {
 }
 
 impl Table {
+    /// Takes over a lease that was heard of, and gives what there is to tell of it.
+    fn take(&mut self, before: Option<Lease>, heard: Heard, at: Instant) -> Option<AgentEvent> {
+        let before = before.filter(|before| before.tenure == heard.tenure);
+        let before = before.and_then(|before| before.held);
+        let is_well = !heard.at_risk_in.is_zero();
+        let awaits = match before {
+            Some(before) => before.awaits,
+            None => {
+                let copied = self.copies.get(&heard.map);
+                let is_late = copied.is_some_and(|upto| *upto < heard.stream_head);
+                is_late.then(|| (heard.stream_head, at + COPY_PATIENCE))
+            }
+        };
+        let held = Held {
+            at_risk: at + heard.at_risk_in,
+            until: at + heard.left,
+            told_at_risk: !is_well && before.is_some_and(|before| before.told_at_risk),
+            awaits,
+            asked_for: heard.successor,
+            given_up: before.is_some_and(|before| before.given_up),
+        };
+        let map = heard.map.clone();
+        let ended = before.and_then(|before| before.successor());
+        let event = match held.successor() {
+            Some(_) if ended.is_some() => None,
+            Some(successor) => Some(AgentEvent::LeaseHandingOver { map, successor }),
+            None => {
+                let is_again = before.is_none_or(|before| before.told_at_risk && is_well) || ended.is_some();
+                (is_again && awaits.is_none()).then_some(AgentEvent::LeaseGranted { map })
+            }
+        };
+        let lease = Lease {
+            tenure: heard.tenure,
+            held: Some(held),
+        };
+        self.maps.insert(heard.map, lease);
+        event
+    }
+
     fn tenures(&self) -> HashMap<Box<str>, u64> {
         let tenures = self.maps.iter();
         tenures
@@ -282,7 +424,9 @@ impl Table {
             (Some(false), _) => LeaseState::NotGoverned,
             (_, None) => LeaseState::None,
             (_, Some(Lease { held: None, .. })) => LeaseState::Lost,
+            (_, Some(Lease { held: Some(held), .. })) if held.awaits.is_some() => LeaseState::None,
             (_, Some(Lease { held: Some(held), .. })) if now >= held.until => LeaseState::Lost,
+            (_, Some(Lease { held: Some(held), .. })) if held.successor().is_some() => LeaseState::HandingOver,
             (_, Some(Lease { held: Some(held), .. })) if now >= held.at_risk => LeaseState::Expiring,
             _ => LeaseState::Held,
         }
@@ -292,6 +436,13 @@ impl Table {
 /// What a hub's answer says of the leases, counted from when it was asked: its clock began later.
 pub(crate) fn heard_of(reply: &v1::RenewReply) -> Vec<Heard> {
     let third = Duration::from_millis(reply.lease_ms / 3);
+    let successor = |lease: &v1::Lease| {
+        let is_its = |duty: &&v1::Duty| {
+            duty.role() == v1::duty::Role::HandOver && duty.map == lease.map && duty.tenure == lease.tenure
+        };
+        let asked = reply.duties.iter().find(is_its)?;
+        Some(read_id(&asked.host_id).unwrap_or_default())
+    };
     let of = |lease: &v1::Lease| {
         let left = Duration::from_millis(lease.expires_in_ms.min(u64::from(u32::MAX)));
         Heard {
@@ -299,6 +450,8 @@ pub(crate) fn heard_of(reply: &v1::RenewReply) -> Vec<Heard> {
             tenure: lease.tenure,
             at_risk_in: left.saturating_sub(third),
             left,
+            stream_head: lease.stream_head,
+            successor: successor(lease),
         }
     };
     reply.leases.iter().take(MAPS_MAX).map(of).collect()
@@ -306,125 +459,24 @@ pub(crate) fn heard_of(reply: &v1::RenewReply) -> Vec<Heard> {
 
 /// What a standalone agent's status says of them.
 pub(crate) fn heard_from(leases: &[LeaseStatus]) -> Vec<Heard> {
-    let may_write = |lease: &&LeaseStatus| matches!(lease.state, LeaseState::Held | LeaseState::Expiring);
+    use LeaseState::{Expiring, HandingOver, Held};
+    let is_held = |lease: &&LeaseStatus| matches!(lease.state, Held | Expiring | HandingOver);
     let of = |lease: &LeaseStatus| {
         let left = Duration::from_millis(lease.expires_in_ms);
-        let is_well = lease.state == LeaseState::Held;
+        let is_well = lease.state != Expiring;
         Heard {
             map: lease.map.clone(),
             tenure: lease.tenure,
             // The agent tells when it is; this is for an agent that is gone.
             at_risk_in: if is_well { left / 2 } else { Duration::ZERO },
             left,
+            // It has waited itself.
+            stream_head: 0,
+            successor: lease.successor.filter(|_| lease.state == HandingOver),
         }
     };
-    leases.iter().filter(may_write).map(of).collect()
+    leases.iter().filter(is_held).map(of).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn heard(map: &str, tenure: u64) -> Heard {
-        Heard {
-            map: map.to_owned(),
-            tenure,
-            at_risk_in: SECOND * 40,
-            left: SECOND * 60,
-        }
-    }
-
-    fn told(events: &Events) -> Vec<String> {
-        let mut told = Vec::new();
-        while let Some(event) = events.next(|_| true) {
-            told.push(match event {
-                AgentEvent::LeaseGranted { map } => format!("granted {map}"),
-                AgentEvent::LeaseExpiring { map } => format!("expiring {map}"),
-                AgentEvent::LeaseLost { map } => format!("lost {map}"),
-                other => panic!("{other:?}"),
-            });
-        }
-        told.sort();
-        told
-    }
-
-    #[test]
-    fn a_lease_is_granted_put_at_risk_renewed_and_lost_and_each_is_told_once() {
-        let events = Arc::new(Events::new());
-        let leases = Leases::new(None, events.clone());
-        assert_eq!(leases.state("prontera"), LeaseState::None);
-        let now = Instant::now();
-        assert!(
-            leases.heard_by(true, vec![heard("prontera", 3), heard("geffen", 1)], now, |tenures| {
-                assert_eq!(tenures.get("prontera"), Some(&3));
-                assert!(told(&events).is_empty(), "operations carry it before it is told");
-            })
-        );
-        assert_eq!(leases.state("prontera"), LeaseState::Held);
-        assert_eq!(told(&events), ["granted geffen", "granted prontera"]);
-        assert!(!leases.heard(true, vec![heard("prontera", 3), heard("geffen", 1)], now));
-        assert!(told(&events).is_empty(), "it goes on as it was");
-
-        assert_eq!(leases.tell_at_risk(now + SECOND * 39), Some(now + SECOND * 40));
-        assert_eq!(leases.tell_at_risk(now + SECOND * 40), None);
-        leases.tell_at_risk(now + SECOND * 41);
-        assert_eq!(told(&events), ["expiring geffen", "expiring prontera"]);
-        assert!(!leases.heard(true, vec![heard("prontera", 3), heard("geffen", 1)], now));
-        assert_eq!(told(&events), ["granted geffen", "granted prontera"]);
-
-        assert!(
-            !leases.heard(true, vec![heard("geffen", 1)], now),
-            "its tenure is carried on"
-        );
-        assert_eq!(told(&events), ["lost prontera"]);
-        assert_eq!(leases.state("prontera"), LeaseState::Lost);
-        assert_eq!(leases.tenures().get("prontera"), Some(&3));
-        assert!(leases.heard(true, vec![heard("prontera", 5), heard("geffen", 2)], now));
-        assert_eq!(
-            told(&events),
-            ["granted geffen", "granted prontera"],
-            "also one that was away in between"
-        );
-    }
-
-    #[test]
-    fn past_its_end_a_lease_is_lost_until_it_is_renewed_and_only_the_hub_tells_so() {
-        let events = Arc::new(Events::new());
-        let leases = Leases::new(None, events.clone());
-        let past = Instant::now()
-            .checked_sub(SECOND * 60)
-            .expect("the machine runs for a minute");
-        leases.heard(true, vec![heard("prontera", 1)], past);
-        assert_eq!(leases.state("prontera"), LeaseState::Lost);
-        leases.heard(true, vec![heard("prontera", 1)], past + SECOND * 15);
-        assert_eq!(leases.state("prontera"), LeaseState::Expiring);
-        leases.heard(true, vec![heard("prontera", 1)], Instant::now());
-        assert_eq!(leases.state("prontera"), LeaseState::Held);
-        assert_eq!(told(&events), ["granted prontera"]);
-    }
-
-    #[test]
-    fn the_next_start_knows_tenures_and_whether_leases_govern_but_holds_nothing() {
-        let events = Arc::new(Events::new());
-        let leases = Leases::new(None, events.clone());
-        leases.heard(true, vec![heard("prontera", 7)], Instant::now());
-        let next = Leases::new(Some(leases.to_keep()), events.clone());
-        assert_eq!(next.tenures().get("prontera"), Some(&7));
-        assert_eq!(
-            (next.state("prontera"), next.state("geffen")),
-            (LeaseState::Lost, LeaseState::None)
-        );
-        assert_eq!(next.status().0, None, "the hub has not said so yet");
-        told(&events);
-        assert!(!next.heard(true, vec![heard("prontera", 7)], Instant::now()));
-        assert_eq!(told(&events), ["granted prontera"]);
-
-        next.heard(false, vec![], Instant::now());
-        assert_eq!(next.state("geffen"), LeaseState::NotGoverned);
-        assert!(next.tenures().is_empty());
-        let ungoverned = Leases::new(Some(next.to_keep()), events);
-        assert_eq!(ungoverned.state("prontera"), LeaseState::NotGoverned);
-    }
-}
+mod tests;

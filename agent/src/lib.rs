@@ -11,20 +11,27 @@ mod attached;
 pub mod cli;
 mod clients;
 pub mod config;
+mod copies;
 mod counters;
 mod credential_file;
 #[cfg(unix)]
 mod door;
+mod duties;
 mod edits;
 mod events;
 #[cfg(unix)]
 pub mod ffi;
+mod follower;
+mod hand_over;
 mod keys;
 mod lanes;
 mod leases;
+mod leave;
 mod link;
 mod local_api;
 pub mod log_queue;
+mod maps;
+mod metrics;
 mod near_cache;
 mod outbox;
 mod pending;
@@ -47,7 +54,9 @@ pub use agent::{Agent, Status};
 #[cfg(unix)]
 pub use attached::Attached;
 pub use config::Config;
+pub use copies::CopyStatus;
 pub use counters::Counts;
+pub use duties::{DutyRole, DutyStatus};
 pub use events::AgentEvent;
 pub use lanes::{Priority, Submission};
 pub use leases::{LeaseState, LeaseStatus};

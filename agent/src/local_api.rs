@@ -30,6 +30,7 @@ use crate::{
     attach_lines::{read_base64, write_base64},
     edits,
     lanes::{Priority, Submission},
+    maps::{MapCall, read_host},
     outbox::DeadLetter,
     read,
     results::{Event, Settled},
@@ -70,6 +71,15 @@ pub(crate) enum Action {
     Embed,
     /// What lies nearest to an embedding or a text.
     Similar,
+    /// One map, or all that this host has to do with.
+    ListMaps,
+    AssignMap,
+    MigrateMap,
+    ReleaseMap,
+    /// Gives all maps away; tells how far that is.
+    Leave,
+    /// Ends the agent.
+    Stop,
     /// One request of the contract's `Pull` service, and its reply.
     Pull,
     /// Begins a connection that hands operations over; see `attach_lines`.
@@ -143,6 +153,12 @@ pub(crate) struct Request {
     /// Base64 of a `PullRequest`; to watch, of a `SubscribeRequest`, whose updates come as they are.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) pull: String,
+    /// Of a `pull`: what the agent has without the hub.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) kept: bool,
+    /// Whom a map goes to: a host's id, or nothing for whom the hub chooses.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) to: String,
     /// Which program attaches: drawn anew at each of its starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) client: Option<Uuid>,
@@ -290,12 +306,24 @@ pub(crate) fn answer(agent: &Agent, request: &Request, read: &Unsaid) -> Result<
                 _ => Err(read::unexpected()),
             }
         }
+        Action::ListMaps | Action::AssignMap | Action::MigrateMap | Action::ReleaseMap => {
+            agent.call_maps(map_call(request)?)
+        }
+        Action::Leave => agent.leave(),
+        Action::Stop => {
+            agent.ask_to_end();
+            Ok(json!({ "stopping": true }))
+        }
         Action::Pull => {
             let not_one = || Problem::new(Code::BadRequest, "\"pull\" is no base64 of a PullRequest");
             let bytes = read_base64(&request.pull).ok_or_else(not_one)?;
             let question = v1::PullRequest::decode(bytes.as_slice()).map_err(|_| not_one())?;
             let timeout = Duration::from_millis(request.timeout_ms).min(READ_TIMEOUT);
-            let reply = agent.pull_for_another(question, Some(timeout))?;
+            let reply = if request.kept {
+                agent.kept(&question)?
+            } else {
+                agent.pull_for_another(question, Some(timeout))?
+            };
             Ok(json!({ "reply": write_base64(&reply.encode_to_vec()) }))
         }
         Action::Attach => Err(Problem::new(
@@ -303,6 +331,19 @@ pub(crate) fn answer(agent: &Agent, request: &Request, read: &Unsaid) -> Result<
             "attaching is the first line of a connection to the agent's socket",
         )),
     }
+}
+
+fn map_call(request: &Request) -> Result<MapCall, Problem> {
+    let map = request.map.clone();
+    Ok(match request.action {
+        Action::AssignMap => MapCall::Assign { map },
+        Action::MigrateMap => MapCall::Migrate {
+            map,
+            to: read_host(&request.to)?,
+        },
+        Action::ReleaseMap => MapCall::Release { map },
+        _ => MapCall::List { map },
+    })
 }
 
 fn vectors_asked(request: &Request) -> Result<v1::PullRequest, Problem> {

@@ -8,6 +8,7 @@ mod backlog;
 mod closing;
 mod conflation;
 mod group;
+mod hastened;
 mod players;
 mod retry;
 mod take;
@@ -30,6 +31,8 @@ use crate::withdrawn::Withdrawn;
 
 pub(crate) use group::GroupOrder;
 use players::Players;
+
+use hastened::Hastened;
 
 /// Encoded bytes of all operations held here; beyond it the oldest are left to the disk.
 pub(crate) const BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -68,6 +71,13 @@ impl Entry {
     pub(crate) fn ordered_paths(&self) -> impl Iterator<Item = &str> {
         let of_group = self.group.as_deref().map_or(&[][..], |group| &group.paths);
         let own = (self.every && self.group.is_none()).then_some(&*self.path);
+        own.into_iter().chain(of_group.iter().map(String::as_str))
+    }
+
+    /// The paths that it writes.
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        let of_group = self.group.as_deref().map_or(&[][..], |group| &group.paths);
+        let own = self.group.is_none().then_some(&*self.path);
         own.into_iter().chain(of_group.iter().map(String::as_str))
     }
 
@@ -122,6 +132,10 @@ pub(crate) struct Pending {
     critical: BTreeSet<Position>,
     live: BTreeSet<Position>,
     backlog: BTreeSet<Position>,
+    /// Of maps that are handed over, ahead of live and backlog.
+    hastened: Hastened,
+    /// Up to here everything has come from the lanes, or was settled before it did.
+    passed: Option<Position>,
     delayed: BTreeSet<(Instant, Position)>,
     /// Predecessors, and the operations here that name them: of a group there may be one a path.
     followers: BTreeSet<(Position, Position)>,
@@ -149,6 +163,8 @@ impl Pending {
             critical: BTreeSet::new(),
             live: BTreeSet::new(),
             backlog: BTreeSet::new(),
+            hastened: Hastened::default(),
+            passed: None,
             delayed: BTreeSet::new(),
             followers: BTreeSet::new(),
             players: Players::default(),
@@ -179,7 +195,7 @@ impl Pending {
         if self.is_closing_gaps() {
             return self.oldest_ready();
         }
-        self.live.len() + self.backlog.len()
+        self.hastened.waiting.len() + self.live.len() + self.backlog.len()
     }
 
     /// Takes a new operation; gives back the older one of its path that it replaces, if a backlog waits or `crowded`.
@@ -193,8 +209,11 @@ impl Pending {
         if !entry.every {
             older = self.newest.insert(entry.path.clone(), entry.position);
         }
+        self.hastened.made(&entry);
         let queue = if entry.critical {
             &mut self.critical
+        } else if self.hastened.has(&entry) {
+            &mut self.hastened.waiting
         } else {
             &mut self.live
         };
@@ -210,6 +229,7 @@ impl Pending {
 
     fn insert(&mut self, entry: Entry) {
         self.bytes += entry.bytes.len();
+        self.hastened.insert(&entry);
         for predecessor in entry.predecessors() {
             self.followers.insert((predecessor, entry.position));
         }
@@ -229,6 +249,7 @@ impl Pending {
         self.critical.remove(&position);
         self.live.remove(&position);
         self.backlog.remove(&position);
+        self.hastened.waiting.remove(&position);
         if let Some(Slot {
             stage: Stage::Delayed(until),
             ..
@@ -243,6 +264,7 @@ impl Pending {
         self.unqueue(position);
         let entry = self.slots.remove(&position)?.entry;
         self.bytes -= entry.bytes.len();
+        self.hastened.remove(position);
         for predecessor in entry.predecessors() {
             self.followers.remove(&(predecessor, position));
         }

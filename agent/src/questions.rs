@@ -10,7 +10,7 @@ use std::{
 };
 
 use p2p_sync_proto::{
-    Code, Path, Policies, Problem,
+    Code, Policies, Problem,
     cache::check_key,
     ids,
     policy::Place,
@@ -27,6 +27,7 @@ use crate::{
     edits,
     events::Events,
     link::Puller,
+    maps::{self, MapCall, MapsAnswer},
     read,
     replica::Replicas,
     results::{OperationState, Results, Settled},
@@ -56,9 +57,10 @@ pub enum Question {
     /// | `{"path": "prontera/MAP_STATE"}` | that path, whatever the type |
     /// | `{"prefix": "prontera/", "limit": 100, "cursor": ""}` | a page of the states below the prefix, in the order of their paths; `limit` and `cursor` may be left out, the next page's cursor is in the answer |
     ///
-    /// The first two may have `"kept": true`: they are answered at once, without the hub, from what the program follows
-    /// ([`crate::Agent::subscribe`]) as it was pushed; `NOT_KEPT` where that does not cover the path, its snapshot has not
-    /// come whole, or the hub is not heard.
+    /// Each may have `"kept": true`: it is answered at once, without the hub, from what the program follows
+    /// ([`crate::Agent::subscribe`]) or the agent has a copy of, as it was pushed: of a map that this host stood by for, two
+    /// minutes beyond the moment when it was given it. `NOT_KEPT` where that does not cover what is asked for, its snapshot
+    /// has not come whole, or the hub is not heard.
     ///
     /// Other members are refused with `BAD_REQUEST` and the nearest known one. The answer's data is
     /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "hub_edit", "data"}`, for a page
@@ -109,17 +111,65 @@ pub enum Question {
         /// On this map alone; empty: on all that this host sees.
         map: String,
     },
+    /// Who holds a map, who stands by for it. The answer's data, here and with the following, is `{"maps": [{"map", "host_id",
+    /// "tenure", "expires_in_ms", "backups", "assistants", "successor", "stream_head"}]}`, hosts' ids as texts or null.
+    ListMaps {
+        /// Which one; empty: all that this host holds, stands by for, or may be given.
+        map: String,
+    },
+    /// Asks for a map that nobody holds; it is this host's when [`crate::AgentEvent::LeaseGranted`] is told.
+    AssignMap {
+        /// Which one.
+        map: String,
+    },
+    /// Has a map of this host's handed over while it goes on; [`crate::AgentEvent::LeaseHandingOver`] says when to end it.
+    MigrateMap {
+        /// Which one.
+        map: String,
+        /// To whom; `None`: the best that stands by, or may have it.
+        to: Option<Uuid>,
+    },
+    /// Gives a map up: answered when the operations that were taken before are settled, as far as that takes no longer than
+    /// 10 s or, of a map that is handed over, the hub's time for it, and the hub has the map. It may not be written from the
+    /// call on; what is made for it after is sent too, and goes to limbo once the map has passed on.
+    ReleaseMap {
+        /// Which one.
+        map: String,
+    },
+}
+
+/// What becomes of a question.
+enum Asked {
+    Pull(v1::PullRequest),
+    Kept(v1::PullRequest),
+    Maps(MapCall),
 }
 
 impl Question {
-    /// The path that is to be read of what is kept here, if that was asked for; `request` is the question as it is sent.
-    fn kept(&self, request: &v1::PullRequest) -> Option<Path> {
-        match (self, &request.what) {
-            (Self::Read { request, .. }, Some(What::Get(get))) if read::asks_for_kept(request) => {
-                Path::parse(&get.path).ok()
-            }
-            _ => None,
+    /// What it asks of maps, if that is what it does.
+    fn map_call(&self) -> Option<MapCall> {
+        Some(match self.clone() {
+            Self::ListMaps { map } => MapCall::List { map },
+            Self::AssignMap { map } => MapCall::Assign { map },
+            Self::MigrateMap { map, to } => MapCall::Migrate { map, to },
+            Self::ReleaseMap { map } => MapCall::Release { map },
+            _ => return None,
+        })
+    }
+
+    /// The question, checked.
+    fn asked(&self, asker: &dyn Asker) -> Result<Asked, Problem> {
+        if let Some(call) = self.map_call() {
+            call.check()?;
+            return Ok(Asked::Maps(call));
         }
+        let request = self.request(&asker.policies(), asker.host_id()?)?;
+        let is_kept = matches!(self, Self::Read { request, .. } if read::asks_for_kept(request));
+        Ok(if is_kept {
+            Asked::Kept(request)
+        } else {
+            Asked::Pull(request)
+        })
     }
 
     /// The question as it is sent.
@@ -129,7 +179,11 @@ impl Question {
         | Self::CacheExists { key: text }
         | Self::CreateEmbedding { text }
         | Self::SearchTexts { text, .. }
-        | Self::SearchEmbeddings { embedding: text, .. }) = self;
+        | Self::SearchEmbeddings { embedding: text, .. }
+        | Self::ListMaps { map: text }
+        | Self::AssignMap { map: text }
+        | Self::MigrateMap { map: text, .. }
+        | Self::ReleaseMap { map: text }) = self;
         if text.len() > QUESTION_BYTES_MAX {
             let sentence = format!(
                 "a question has {} bytes of text, {QUESTION_BYTES_MAX} at most: ask for less",
@@ -170,6 +224,9 @@ impl Question {
             Self::SearchTexts { text, limit, map } => {
                 Ok(asking(What::SearchEmbeddings(similar::near_to(text, *limit, map))))
             }
+            Self::ListMaps { .. } | Self::AssignMap { .. } | Self::MigrateMap { .. } | Self::ReleaseMap { .. } => {
+                unreachable!("these are calls of another kind")
+            }
         }
     }
 
@@ -177,11 +234,7 @@ impl Question {
     fn answer(&self, reply: v1::PullReply) -> Result<String, Problem> {
         match self {
             Self::Read { .. } => read::answer_json(reply).map(|answer| answer.to_string()),
-            Self::CacheGet { .. }
-            | Self::CacheExists { .. }
-            | Self::CreateEmbedding { .. }
-            | Self::SearchTexts { .. }
-            | Self::SearchEmbeddings { .. } => match reply.what {
+            _ => match reply.what {
                 Some(pull_reply::What::CacheValue(told)) => Ok(told.value),
                 Some(pull_reply::What::CacheFlag(there)) => Ok(there.to_string()),
                 Some(pull_reply::What::Embedding(told)) => Ok(similar::embedding_json(&told)),
@@ -205,6 +258,8 @@ pub(crate) trait Asker: Send + Sync {
     fn events(&self) -> &Events;
     /// Notes what was read for the program.
     fn has_read(&self, reply: &v1::PullReply);
+    /// As [`maps::call`].
+    fn call_maps(self: Arc<Self>, call: MapCall) -> MapsAnswer;
 }
 
 impl Asker for Shared {
@@ -227,13 +282,18 @@ impl Asker for Shared {
     fn has_read(&self, reply: &v1::PullReply) {
         Self::has_read(self, edits::of_reply(reply));
     }
+
+    fn call_maps(self: Arc<Self>, call: MapCall) -> MapsAnswer {
+        maps::call(&self, call)
+    }
 }
 
 /// Asks, and keeps what was answered.
 pub(crate) struct Questions {
     asker: Arc<dyn Asker>,
     puller: Arc<Puller>,
-    replicas: Arc<Replicas>,
+    /// What can be read without the hub.
+    replicas: Vec<Arc<Replicas>>,
     places: Arc<Semaphore>,
     unanswered: Mutex<HashSet<Uuid>>,
     kept: Mutex<Kept>,
@@ -242,7 +302,7 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    pub(crate) fn new(asker: Arc<dyn Asker>, puller: Arc<Puller>, replicas: Arc<Replicas>) -> Arc<Self> {
+    pub(crate) fn new(asker: Arc<dyn Asker>, puller: Arc<Puller>, replicas: Vec<Arc<Replicas>>) -> Arc<Self> {
         Arc::new(Self {
             asker,
             puller,
@@ -257,7 +317,7 @@ impl Questions {
     /// Takes a question and gives the id that its answer comes under. Waits for nothing.
     pub(crate) fn ask(self: &Arc<Self>, runtime: &Handle, question: Question, notify: bool) -> Result<Uuid, Problem> {
         let asker = &self.asker;
-        let request = question.request(&asker.policies(), asker.host_id()?)?;
+        let asked = question.asked(&**asker)?;
         let place = self.places.clone().try_acquire_owned().map_err(|error| match error {
             TryAcquireError::Closed => shut_down(),
             TryAcquireError::NoPermits => {
@@ -279,11 +339,32 @@ impl Questions {
             settled: None,
             _place: place,
         };
-        match question.kept(&request) {
-            Some(path) => unanswered.ask_here(&question, &path),
-            None => drop(runtime.spawn(unanswered.ask(question, request))),
+        match asked {
+            Asked::Pull(request) => drop(runtime.spawn(unanswered.ask(question, request, false))),
+            Asked::Kept(request) => match self.kept(&request) {
+                Err(problem) if problem.code == Code::NotKept && self.puller.keeps() => {
+                    runtime.spawn(unanswered.ask(question, request, true));
+                }
+                kept => unanswered.ask_here(&question, kept),
+            },
+            Asked::Maps(call) => {
+                let _inside = runtime.enter();
+                runtime.spawn(unanswered.ask_of_maps(asker.clone().call_maps(call)));
+            }
         }
         Ok(id)
+    }
+
+    /// What a request to read asks for, without the hub; `NOT_KEPT` where nobody here can say.
+    pub(crate) fn kept(&self, request: &v1::PullRequest) -> Result<v1::PullReply, Problem> {
+        let mut answers = self.replicas.iter().map(|replicas| replicas.answer(request));
+        let is_known = |answer: &Result<_, Problem>| !matches!(answer, Err(problem) if problem.code == Code::NotKept);
+        let known = answers.find(is_known);
+        let not_kept = || {
+            let sentence = "this is not kept here: follow its stream, wait for its snapshot, or ask the hub";
+            Err(Problem::new(Code::NotKept, sentence))
+        };
+        known.unwrap_or_else(not_kept)
     }
 
     /// Takes no more questions, and settles those that are not answered: the agent shuts down, whatever becomes of the
@@ -338,27 +419,32 @@ struct Unanswered {
 }
 
 impl Unanswered {
-    async fn ask(mut self, question: Question, request: v1::PullRequest) {
-        let pulled = timeout(ANSWER_TIMEOUT, self.questions.puller.pull(request, ANSWER_TIMEOUT)).await;
+    /// Asks the hub; `kept`: what the agent in between has, without the hub.
+    async fn ask(mut self, question: Question, request: v1::PullRequest, kept: bool) {
+        let puller = self.questions.puller.clone();
+        let pulled = timeout(ANSWER_TIMEOUT, puller.pull_kept(request, ANSWER_TIMEOUT, kept)).await;
         let silent = |_| Err(Problem::new(Code::HubUnavailable, "the hub did not answer in time"));
         self.answered(&question, pulled.unwrap_or_else(silent));
     }
 
-    /// Asks what is kept here.
-    fn ask_here(mut self, question: &Question, path: &Path) {
-        let kept = self.questions.replicas.get(path);
-        let reply = kept.map(|state| v1::PullReply {
-            what: Some(pull_reply::What::State(state)),
-            ..Default::default()
-        });
-        self.answered(question, reply);
+    /// Answers what is kept here.
+    fn ask_here(mut self, question: &Question, kept: Result<v1::PullReply, Problem>) {
+        self.answered(question, kept);
+    }
+
+    async fn ask_of_maps(mut self, answer: MapsAnswer) {
+        let answer = answer.await.map(|maps| maps.to_string());
+        self.settled_by(answer);
     }
 
     fn answered(&mut self, question: &Question, pulled: Result<v1::PullReply, Problem>) {
         if let Ok(reply) = &pulled {
             self.questions.asker.has_read(reply);
         }
-        let answer = pulled.and_then(|reply| question.answer(reply));
+        self.settled_by(pulled.and_then(|reply| question.answer(reply)));
+    }
+
+    fn settled_by(&mut self, answer: Result<String, Problem>) {
         self.settled = Some(match answer {
             Ok(data) => Settled {
                 data: Some(data.into()),
@@ -436,6 +522,10 @@ mod tests {
         }
 
         fn has_read(&self, _: &v1::PullReply) {}
+
+        fn call_maps(self: Arc<Self>, _: MapCall) -> MapsAnswer {
+            unreachable!("nobody asks for maps here")
+        }
     }
 
     #[test]
@@ -447,15 +537,11 @@ mod tests {
         });
         let (breaks, broken) = mpsc::sync_channel::<()>(0);
         let broken = Mutex::new(broken);
-        let ask = move |_: &v1::PullRequest, _| {
+        let ask = move |_: &v1::PullRequest, _, _| {
             let _ = broken.lock().expect("one asks at a time").recv();
             Err(Problem::new(Code::HubUnavailable, "the connection is closed"))
         };
-        let questions = Questions::new(
-            nobody.clone(),
-            Arc::new(Puller::through_agent(Arc::new(ask))),
-            Arc::default(),
-        );
+        let questions = Questions::new(nobody.clone(), Arc::new(Puller::through_agent(Arc::new(ask))), vec![]);
         let runtime = tokio::runtime::Runtime::new().expect("can be made");
         let question = || Question::CacheGet { key: "key".to_owned() };
         let code_of = |id| {

@@ -44,7 +44,7 @@ pub(crate) fn requested(
         refuse_unknown(&members, &["path", "kept"])?;
         get(text(&members, "path")?)
     } else if members.contains_key("prefix") {
-        refuse_unknown(&members, &["prefix", "limit", "cursor"])?;
+        refuse_unknown(&members, &["prefix", "limit", "cursor", "kept"])?;
         let limit = members
             .get("limit")
             .map_or(Some(0), |limit| u32::try_from(limit.as_u64()?).ok());

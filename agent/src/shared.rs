@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use crossbeam_channel::{Receiver, Sender};
 use p2p_sync_proto::{Code, Policies, Position, Problem, v1};
 use tokio::sync::Notify;
@@ -17,12 +18,16 @@ use uuid::Uuid;
 use crate::{
     clients::Clients,
     config::Config,
-    counters::Counters,
+    copies::Copies,
+    counters::{Counters, add},
+    duties::Duties,
     events::Events,
+    hand_over::HandOvers,
     keys::Keys,
-    lanes::{Lanes, Queued},
-    leases::{Heard, Leases},
-    link::{LinkState, Sent},
+    lanes::{Lanes, Queued, Taken},
+    leases::{Leases, heard_of},
+    link::{LinkState, Sent, Session},
+    metrics::Metrics,
     near_cache::NearCache,
     outbox::{Change, DeadLetter, Outbox, damaged_record, now_ms},
     pending::{Entry, Flight, Pending},
@@ -51,6 +56,15 @@ pub(crate) struct Shared {
     pub(crate) oldest_incarnation: u64,
     pub(crate) lanes: Lanes,
     pub(crate) leases: Arc<Leases>,
+    pub(crate) duties: Duties,
+    pub(crate) hand_overs: HandOvers,
+    pub(crate) copies: Copies,
+    pub(crate) metrics: Metrics,
+    /// This host gives all its maps away, and wants none.
+    pub(crate) leaving: AtomicBool,
+    pub(crate) leaving_told: Notify,
+    /// Whoever runs the agent is to end it.
+    pub(crate) end_asked: Notify,
     pub(crate) critical: Receiver<Queued>,
     pub(crate) pending: Mutex<Pending>,
     pub(crate) results: Results,
@@ -64,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) critical_wake: Notify,
     pub(crate) bulk_wake: Notify,
     pub(crate) link: LinkState,
+    /// The critical lane's, while there is one.
+    pub(crate) session: ArcSwapOption<Session>,
     pub(crate) near_cache: Mutex<NearCache>,
     pub(crate) cache_wake: Notify,
     /// A call of the cache has waited in vain, and the hub has not answered one since.
@@ -216,12 +232,59 @@ impl Shared {
         }
     }
 
-    /// Takes over what the hub says of this host's leases, and keeps the tenures for the next start.
-    pub(crate) fn take_leases(&self, governed: bool, held: Vec<Heard>, at: Instant) {
+    /// Takes over what the hub says of this host's leases and duties as of a moment, and keeps the tenures for the next
+    /// start. To be called inside a runtime.
+    pub(crate) fn take_leases(self: &Arc<Self>, reply: &v1::RenewReply, at: Instant) {
         let stamped = |tenures| self.lanes.set_tenures(tenures);
-        if self.leases.heard_by(governed, held, at, stamped) {
+        if self.leases.heard_by(reply.governed, heard_of(reply), at, stamped) {
             self.change(Change::Leases(self.leases.to_keep()));
         }
+        self.duties.heard(&reply.duties);
+        self.hand_overs.heard(self, &reply.duties, at);
+        self.copies.heard(self, &reply.duties);
+    }
+
+    /// Takes over what the hub told of leases between two renewals, as far as it holds in any case, and has them renewed.
+    pub(crate) fn notice_leases(&self, reply: &v1::RenewReply) {
+        let stamped = |tenures| self.lanes.set_tenures(tenures);
+        if self.leases.noticed(heard_of(reply), Instant::now(), stamped) {
+            self.change(Change::Leases(self.leases.to_keep()));
+        }
+        self.leases.told.notify_one();
+    }
+
+    /// Whether everything that was made for a map that is handed over, and for players, before a position is settled.
+    pub(crate) fn has_settled_of(&self, map: &str, before: Position) -> bool {
+        self.absorb_critical();
+        // First: what leaves the lanes has come to the others before.
+        let is_nothing_in_lanes = self.lanes.spool_bytes.load(Ordering::SeqCst) == 0;
+        let pending = self.pending();
+        (is_nothing_in_lanes || pending.has_passed(before)) && pending.has_settled_of(map, before)
+    }
+
+    /// Has the lanes take something, told of by an event where it is asked for, and wakes whom it needs.
+    pub(crate) fn take(
+        &self,
+        notify: bool,
+        into_lanes: impl FnOnce(&dyn Fn(&Taken)) -> Result<Taken, Problem>,
+    ) -> Result<Uuid, Problem> {
+        let (results, events) = (&self.results, &self.events);
+        if notify {
+            events.reserve_settled()?;
+        }
+        let taken = into_lanes(&|taken| {
+            results.accept(taken.operation_id, taken.position, taken.made_at_ms, notify);
+        });
+        if taken.is_err() && notify {
+            events.release_settled();
+        }
+        let taken = taken.inspect_err(|_| add(&self.counters.refused))?;
+        add(&self.counters.taken);
+        self.alarm.ring_if_asleep();
+        if taken.wakes_sender {
+            self.critical_wake.notify_one();
+        }
+        Ok(taken.operation_id)
     }
 
     /// Settles what a message carried by what the hub answered.

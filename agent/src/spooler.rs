@@ -157,9 +157,13 @@ impl Spooler {
         }
         let entries: Vec<Entry> = self.spool.try_iter().map(Queued::into_entry).collect();
         let worked = !changes.is_empty() || !entries.is_empty();
-        let handed_over = self.shared.clients.take_up_to(last_position(&entries));
+        let last = last_position(&entries);
+        let handed_over = self.shared.clients.take_up_to(last);
         let unsettled = self.unsettled(entries, &handed_over);
         self.commit(changes, unsettled, handed_over);
+        if let Some(last) = last.filter(|_| !self.shared.is_disk_full()) {
+            self.shared.pending().note_passed(last);
+        }
         self.read_backlog();
         self.shared.serve_requests(&self.outbox);
         self.shared.report(&self.outbox);
@@ -332,14 +336,35 @@ impl Spooler {
         Ok(())
     }
 
-    /// Reads back what was left to the disk, as memory has room.
+    /// Reads back what was left to the disk, as memory has room: first what is hastened, wherever it lies.
     fn read_backlog(&self) {
-        let Some((from, to, room)) = self.shared.pending().wants_backlog() else {
-            return;
-        };
+        let wanted = self.shared.pending().wants_hastened();
+        if let Some((from, to, room)) = wanted
+            && let Some((mut entries, next)) = self.read_page(from, to, room)
+        {
+            entries.retain(|entry| self.shared.pending().hastens(entry));
+            self.note_spooled(&entries);
+            self.shared.pending().take_hastened(from, entries, next);
+            self.shared.bulk_wake.notify_one();
+        }
+        let wanted = self.shared.pending().wants_backlog();
+        if let Some((from, to, room)) = wanted
+            && let Some((entries, next)) = self.read_page(from, to, room)
+        {
+            self.note_spooled(&entries);
+            self.shared.pending().take_back(from, entries, next);
+            self.shared.bulk_wake.notify_one();
+        }
+    }
+
+    /// A page of what lies between two positions, and where to read on.
+    fn read_page(&self, from: Position, to: Position, room: usize) -> Option<(Vec<Entry>, Option<Position>)> {
         let (page, next) = match self.outbox.read(from, room.min(PAGE_RECORDS), PAGE_BYTES) {
             Ok(read) => read,
-            Err(error) => return tracing::error!(%error, "the outbox cannot be read"),
+            Err(error) => {
+                tracing::error!(%error, "the outbox cannot be read");
+                return None;
+            }
         };
         let mut entries = Vec::with_capacity(page.len());
         for (position, _, record) in page.into_iter().take_while(|(position, ..)| *position <= to) {
@@ -350,12 +375,14 @@ impl Spooler {
                 None => self.shared.set_aside_damaged(position),
             }
         }
-        for entry in &entries {
+        Some((entries, next))
+    }
+
+    fn note_spooled(&self, entries: &[Entry]) {
+        for entry in entries {
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
         }
-        self.shared.pending().take_back(from, entries, next);
-        self.shared.bulk_wake.notify_one();
     }
 }
 

@@ -31,5 +31,6 @@ struct mob_data {
 const char* map_mapid2mapname(int m);
 
 // What the reader is to write.
+void open_map(const std::string& map);
 void close_map(const std::string& map);
 void end_map(const std::string& map);

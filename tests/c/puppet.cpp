@@ -348,6 +348,30 @@ private:
 		return told;
 	}
 	Answer flush(const Fields& fields) { return Answer().truth("drained", sync_.flush(u32(fields[1]))); }
+	Answer listMaps(const Fields& fields) {
+		std::string id;
+		const std::int64_t took = microseconds([&] { id = sync_.listMaps(optional(fields, 1)); });
+		return taken(id, took);
+	}
+
+	Answer assignMap(const Fields& fields) {
+		std::string id;
+		const std::int64_t took = microseconds([&] { id = sync_.assignMap(fields[1], noting("assigned")); });
+		return taken(id, took);
+	}
+
+	Answer migrateMap(const Fields& fields) {
+		std::string id;
+		const std::int64_t took = microseconds([&] { id = sync_.migrateMap(fields[1], fields[2]); });
+		return taken(id, took);
+	}
+
+	Answer releaseMap(const Fields& fields) {
+		std::string id;
+		const std::int64_t took = microseconds([&] { id = sync_.releaseMap(fields[1], noting("released")); });
+		return taken(id, took);
+	}
+
 	Answer mayWrite(const Fields& fields) { return Answer().truth("may", sync_.mayWrite(fields[1])); }
 	Answer enter(const Fields& fields) {
 		return taken(sync_.enterMap(u32(fields[1]), std::stoull(fields[2]), fields[3]), 0);
@@ -396,6 +420,10 @@ const Puppet::Command Puppet::COMMANDS[] = {
 	{"numbers", 0, &Puppet::numbers},
 	{"flush", 1, &Puppet::flush},
 	{"may_write", 1, &Puppet::mayWrite},
+	{"list_maps", 0, &Puppet::listMaps},
+	{"assign_map", 1, &Puppet::assignMap},
+	{"migrate_map", 2, &Puppet::migrateMap},
+	{"release_map", 1, &Puppet::releaseMap},
 	{"enter", 3, &Puppet::enter},
 	{"leave", 3, &Puppet::leave},
 };

@@ -136,7 +136,7 @@ fn measure(options: &Options, database: &Database, folder: &Path, runtime: &toki
 
 fn start_agent(folder: &Path, address: &str, credential: &str, ledger: &Arc<Ledger>) -> Agent {
     let text = format!(
-        "main_server_endpoint = {address}\nencryption_key = {credential}\nconflation = no\n\
+        "main_server_endpoint = {address}\nencryption_key = {credential}\nmetrics_interval_seconds = 0\nconflation = no\n\
          critical_timeout_ms = {CRITICAL_TIMEOUT_MS}\noutbox_path = outbox\n"
     );
     let config = Config::parse(&text, folder, |_| None).expect("a valid configuration");

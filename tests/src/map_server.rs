@@ -224,7 +224,8 @@ impl System {
         let hub = Hub::new(&program, &folder.path().join("hub"), &server, &settings);
         let credential = hub.add_host(1);
         let mut config = format!(
-            "main_server_endpoint = http://127.0.0.1:{port}\nencryption_key = {credential}\noutbox_path = outbox\n"
+            "main_server_endpoint = http://127.0.0.1:{port}\nencryption_key = {credential}\noutbox_path = outbox\n\
+             metrics_interval_seconds = 0\n"
         );
         for setting in &options.setting {
             config += &format!("{setting}\n");

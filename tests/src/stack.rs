@@ -315,6 +315,10 @@ impl Agent {
         let config = folder.join("p2p_data_sync.conf");
         let mut text =
             format!("main_server_endpoint = {endpoint}\nencryption_key = {credential}\noutbox_path = outbox\n");
+        if !settings.iter().any(|(key, _)| *key == "metrics_interval_seconds") {
+            // What the hub holds is what a test made.
+            text += "metrics_interval_seconds = 0\n";
+        }
         for (key, value) in settings {
             text += &format!("{key} = {value}\n");
         }
@@ -328,7 +332,7 @@ impl Agent {
     pub fn enrolled(program: &Path, folder: &Path, token: &str, settings: &[(&str, String)]) -> Self {
         std::fs::create_dir_all(folder).expect("the folder can be made");
         let config = folder.join("p2p_data_sync.conf");
-        let mut text = "outbox_path = outbox\n".to_owned();
+        let mut text = "outbox_path = outbox\nmetrics_interval_seconds = 0\n".to_owned();
         for (key, value) in settings {
             text += &format!("{key} = {value}\n");
         }

@@ -58,6 +58,9 @@ impl Agent {
         };
         if taken.is_ok() {
             add(&shared.counters.taken);
+            if let Made::One(submission) = submission {
+                shared.metrics.note(submission);
+            }
         }
         shared.alarm.ring_if_asleep();
         taken.map(|_| ())

@@ -15,6 +15,8 @@ use std::{
 use arc_swap::ArcSwap;
 use p2p_sync_proto::{Code, Policies, Position, Problem, ids, v1};
 use prost::Message as _;
+use serde_json::Value;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{FLUSH_ROUND, errands::Errands, lock, milliseconds, queue::Queue, shut_down};
@@ -28,6 +30,7 @@ use crate::{
     lanes::{Lanes, Priority, Submission, check_group},
     leases::{Leases, heard_from},
     local_api::{self, Action, LINE_BYTES_MAX, Request},
+    maps::{MapCall, MapsAnswer},
     outbox::now_ms,
     questions::Asker,
     results::{OperationState, Results, Settled},
@@ -60,6 +63,8 @@ pub(super) struct Inner {
     /// To end it from outside.
     pub(super) stream: Mutex<Option<Arc<UnixStream>>>,
     pub(super) ending: AtomicBool,
+    /// Places of calls of maps: each waits on a thread.
+    pub(super) map_calls: Semaphore,
 }
 
 /// What is known of the agent.
@@ -87,6 +92,10 @@ fn hub_unavailable(sentence: String) -> Problem {
     Problem::new(Code::HubUnavailable, sentence)
 }
 
+/// Calls of maps at a time.
+pub(super) const MAP_CALLS_MAX: usize = 2;
+/// For the agent to have on its disk what was made before a map is released.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Written before a line when it gets its number, at most.
 const NUMBER_BYTES: usize = 64;
 /// The position of an operation is the agent's alone to know.
@@ -314,15 +323,17 @@ impl Inner {
         Problem::new(Code::HubUnavailable, sentence)
     }
 
-    /// Reads from the hub through the agent: it may take `timeout`, and the caller waits `patience`.
+    /// Reads from the hub through the agent, or what that has without the hub: it may take `timeout`, and the caller waits `patience`.
     pub(super) fn pull(
         &self,
         request: &v1::PullRequest,
+        kept: bool,
         timeout: Duration,
         patience: Duration,
     ) -> Result<v1::PullReply, Problem> {
         let request = Request {
             action: Action::Pull,
+            kept,
             pull: write_base64(&request.encode_to_vec()),
             timeout_ms: milliseconds(timeout),
             ..Request::default()
@@ -334,7 +345,41 @@ impl Inner {
             .ok_or_else(|| Problem::new(Code::Internal, "the agent answered something else: update it"))
     }
 
-    pub(super) fn ask(&self, request: &Request, timeout: Duration) -> Result<serde_json::Value, Problem> {
+    /// Calls the hub through the agent, which is to have what was made up to a number before.
+    fn ask_of_maps(&self, call: MapCall, made: u64) -> Result<Value, Problem> {
+        let patience = call.patience();
+        let (action, map, to) = match call {
+            MapCall::List { map } => (Action::ListMaps, map, None),
+            MapCall::Assign { map } => (Action::AssignMap, map, None),
+            MapCall::Migrate { map, to } => (Action::MigrateMap, map, to),
+            MapCall::Release { map } => {
+                self.wait_until_taken(made)?;
+                (Action::ReleaseMap, map, None)
+            }
+        };
+        let request = Request {
+            action,
+            map,
+            to: to.map(|to| to.to_string()).unwrap_or_default(),
+            ..Request::default()
+        };
+        self.ask(&request, patience)
+    }
+
+    fn wait_until_taken(&self, number: u64) -> Result<(), Problem> {
+        let deadline = Instant::now() + TAKEN_TIMEOUT;
+        self.alarm.ring();
+        while !self.queue().is_on_disk(number) {
+            if Instant::now() >= deadline || self.is_ending() {
+                return Err(self.silent());
+            }
+            let known = lock(&self.known);
+            drop(self.changed.wait_timeout(known, FLUSH_ROUND));
+        }
+        Ok(())
+    }
+
+    pub(super) fn ask(&self, request: &Request, timeout: Duration) -> Result<Value, Problem> {
         if self.is_ending() {
             return Err(shut_down());
         }
@@ -366,5 +411,24 @@ impl Asker for Inner {
 
     fn has_read(&self, reply: &v1::PullReply) {
         self.unsaid.has_read(edits::of_reply(reply));
+    }
+
+    fn call_maps(self: Arc<Self>, call: MapCall) -> MapsAnswer {
+        let made = self.queue().last();
+        // It may not be written from now on, though the agent has yet to hear of it.
+        let given_up = match &call {
+            MapCall::Release { map } => self.leases.give_up(map).map(|tenure| (map.clone(), tenure)),
+            _ => None,
+        };
+        Box::pin(async move {
+            let _place = self.map_calls.acquire().await.expect("never closed");
+            let asking = self.clone();
+            let asked = tokio::task::spawn_blocking(move || asking.ask_of_maps(call, made)).await;
+            let answer = asked.unwrap_or_else(|error| Err(Problem::new(Code::Internal, error.to_string())));
+            if let (Err(_), Some((map, tenure))) = (&answer, given_up) {
+                self.leases.keep(&map, tenure);
+            }
+            answer
+        })
     }
 }

@@ -20,7 +20,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use p2p_sync_proto::{Code, Policies, Problem, path::Path, v1};
-use tokio::runtime::{Handle, Runtime};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::Semaphore,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -119,6 +122,7 @@ impl Attached {
             changed: Condvar::new(),
             stream: Mutex::default(),
             ending: AtomicBool::new(false),
+            map_calls: Semaphore::new(inner::MAP_CALLS_MAX),
             config,
         });
         let no_thread = |error| Problem::new(Code::Internal, format!("no thread could be started: {error}"));
@@ -126,13 +130,13 @@ impl Attached {
         let leases = inner.leases.clone();
         runtime.spawn(async move { leases.watch().await });
         let asking = inner.clone();
-        let ask = move |request: &v1::PullRequest, timeout| asking.pull(request, timeout, timeout);
+        let ask = move |request: &v1::PullRequest, timeout, kept| asking.pull(request, kept, timeout, timeout);
         let puller = Arc::new(Puller::through_agent(Arc::new(ask)));
         let watcher = Arc::new(Watcher::through_agent(inner.socket.clone()));
         let replicas: Arc<Replicas> = Arc::default();
         // Before the threads: where the second one cannot be started, dropping this ends the first.
         let attached = Self {
-            questions: Questions::new(inner.clone(), puller, replicas.clone()),
+            questions: Questions::new(inner.clone(), puller, vec![replicas.clone()]),
             subscriptions: Subscriptions::new(&inner.config, watcher, replicas),
             inner: inner.clone(),
             runtime: Mutex::new(Some(runtime)),
@@ -207,7 +211,7 @@ impl Attached {
     #[allow(clippy::needless_pass_by_value)] // As `Agent::pull` has it.
     pub fn pull(&self, request: v1::PullRequest, timeout: Option<Duration>) -> Result<v1::PullReply, Problem> {
         let timeout = timeout.unwrap_or(self.inner.config.critical_timeout);
-        let reply = self.inner.pull(&request, timeout, timeout * 2)?;
+        let reply = self.inner.pull(&request, false, timeout, timeout * 2)?;
         self.inner.unsaid.has_read(edits::of_reply(&reply));
         Ok(reply)
     }

@@ -113,6 +113,16 @@ impl Queue {
         self.kept.iter().map(|kept| kept.operation_id)
     }
 
+    /// The number of the operation that was taken last; 0 before any.
+    pub(super) fn last(&self) -> u64 {
+        self.first + self.kept.len() as u64 - 1
+    }
+
+    /// Whether everything up to a number is on the agent's disk.
+    pub(super) fn is_on_disk(&self, number: u64) -> bool {
+        self.first > number
+    }
+
     pub(super) fn len(&self) -> usize {
         self.kept.len()
     }

@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// How often progress is told.
-const ROUND: Duration = Duration::from_secs(1);
+pub(super) const ROUND: Duration = Duration::from_secs(1);
 
-/// Who drains: asked anew each time, for an agent may be stopped or started meanwhile.
-struct Drain {
+/// Who is asked: found anew each time, for an agent may be stopped or started meanwhile.
+pub(super) struct Asked {
     config: Config,
     /// Opened here while no other agent runs.
     agent: Option<Agent>,
@@ -27,7 +27,7 @@ struct Drain {
 /// Waits at most `timeout`, or as long as it takes.
 pub(super) fn drain(config: Config, timeout: Option<Duration>) -> Result<ExitCode, Problem> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let mut drain = Drain { config, agent: None };
+    let mut drain = Asked::new(config);
     let mut told = String::new();
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -56,8 +56,25 @@ pub(super) fn drain(config: Config, timeout: Option<Duration>) -> Result<ExitCod
     }
 }
 
-impl Drain {
-    fn ask(&mut self, request: &Request) -> Result<Value, Problem> {
+impl Asked {
+    /// What is opened for this alone tells nothing of itself.
+    pub(super) fn new(config: Config) -> Self {
+        let config = Config {
+            metrics_interval: None,
+            ..config
+        };
+        Self { config, agent: None }
+    }
+
+    /// Ends an agent that runs by a request, or the one that was opened here.
+    pub(super) fn end(self, request: &Request) -> Result<(), Problem> {
+        match self.agent {
+            Some(agent) => agent.shutdown(),
+            None => local_api::ask(&self.config.socket_path(), request).map_or(Ok(()), |told| told.map(|_| ())),
+        }
+    }
+
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Value, Problem> {
         if let Some(agent) = &self.agent {
             return local_api::answer(agent, request, &Unsaid::default());
         }

@@ -193,6 +193,9 @@ pub enum p2p_sync_lease {
     P2P_SYNC_LEASE_LOST = 3,
     /// It never might, or the hub was not asked yet.
     P2P_SYNC_LEASE_NONE = 4,
+    /// It may not any more, though it holds the map still: the map is being handed over. What ends the map well is taken
+    /// until it has passed on.
+    P2P_SYNC_LEASE_HANDING_OVER = 5,
 }
 
 impl From<LeaseState> for p2p_sync_lease {
@@ -203,6 +206,7 @@ impl From<LeaseState> for p2p_sync_lease {
             LeaseState::Expiring => Self::P2P_SYNC_LEASE_EXPIRING,
             LeaseState::Lost => Self::P2P_SYNC_LEASE_LOST,
             LeaseState::None => Self::P2P_SYNC_LEASE_NONE,
+            LeaseState::HandingOver => Self::P2P_SYNC_LEASE_HANDING_OVER,
         }
     }
 }
@@ -227,6 +231,9 @@ pub enum p2p_sync_event_kind {
     P2P_SYNC_EVENT_LEASE_EXPIRING = 6,
     /// The right to write a map has passed on: the hub said so.
     P2P_SYNC_EVENT_LEASE_LOST = 7,
+    /// A map is to pass on: end it, send what is left to be said of it, then release it (`P2P_SYNC_ASK_RELEASE_MAP`).
+    /// LEASE_LOST follows, or LEASE_GRANTED where it stays after all.
+    P2P_SYNC_EVENT_LEASE_HANDING_OVER = 8,
 }
 
 /// How much a log line matters.

@@ -36,7 +36,7 @@ pub struct p2p_sync_event {
     pub code: p2p_sync_code,
     /// UPDATE: `P2P_SYNC_UPDATE_DELETED`, `P2P_SYNC_UPDATE_SNAPSHOT`.
     pub flags: u32,
-    /// SETTLED: what.
+    /// SETTLED: what. LEASE_HANDING_OVER: the host that is to have the map; zeroes for none yet.
     pub id: p2p_sync_id,
     /// UPDATE: which subscription.
     pub subscription: u64,
@@ -243,8 +243,9 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     fn new(of: &'a AgentEvent) -> Self {
         use p2p_sync_event_kind::{
-            P2P_SYNC_EVENT_LEASE_EXPIRING, P2P_SYNC_EVENT_LEASE_GRANTED, P2P_SYNC_EVENT_LEASE_LOST,
-            P2P_SYNC_EVENT_LINK_DOWN, P2P_SYNC_EVENT_LINK_UP, P2P_SYNC_EVENT_SETTLED, P2P_SYNC_EVENT_UPDATE,
+            P2P_SYNC_EVENT_LEASE_EXPIRING, P2P_SYNC_EVENT_LEASE_GRANTED, P2P_SYNC_EVENT_LEASE_HANDING_OVER,
+            P2P_SYNC_EVENT_LEASE_LOST, P2P_SYNC_EVENT_LINK_DOWN, P2P_SYNC_EVENT_LINK_UP, P2P_SYNC_EVENT_SETTLED,
+            P2P_SYNC_EVENT_UPDATE,
         };
         let mut event = EMPTY;
         match of {
@@ -298,6 +299,11 @@ impl<'a> Told<'a> {
             AgentEvent::LeaseLost { map } => {
                 event.kind = P2P_SYNC_EVENT_LEASE_LOST as i32;
                 event.path = p2p_sync_text::of(map);
+            }
+            AgentEvent::LeaseHandingOver { map, successor } => {
+                event.kind = P2P_SYNC_EVENT_LEASE_HANDING_OVER as i32;
+                event.path = p2p_sync_text::of(map);
+                event.id.bytes = successor.into_bytes();
             }
             // Told by the log's own callback.
             AgentEvent::Log { .. } => {}

@@ -11,7 +11,7 @@ use super::{
     operation::{get_id, p2p_sync_id, p2p_sync_result, put_id, result_of},
     text::{Versioned, bad_argument, null_argument, p2p_sync_text, put_text, read_struct, struct_size, write_struct},
 };
-use crate::Question;
+use crate::{Question, maps::read_host};
 
 /// What a question asks for.
 #[repr(C)]
@@ -32,6 +32,18 @@ pub enum p2p_sync_question_kind {
     P2P_SYNC_ASK_CACHE_EXISTS = 5,
     /// What lies nearest to the words `text`: at most `limit` hits, of `map` alone unless it is empty.
     P2P_SYNC_ASK_SIMILAR_TEXT = 6,
+    /// Who holds `map` and who stands by for it; an empty one: all maps that this host holds, stands by for, or may be given.
+    /// Here and with the following: `{"maps":[{"map","host_id","tenure","expires_in_ms","backups","assistants","successor",
+    /// "stream_head"}]}`.
+    P2P_SYNC_ASK_MAPS = 7,
+    /// For `map`, which nobody holds; LEASE_GRANTED says when it is this host's.
+    P2P_SYNC_ASK_ASSIGN_MAP = 8,
+    /// To have `map`, which is this host's, handed over while it goes on: to the host with the id `text`, or, where that is
+    /// empty, the best there is. LEASE_HANDING_OVER says when to end it.
+    P2P_SYNC_ASK_MIGRATE_MAP = 9,
+    /// To have `map` no more: answered when what was submitted before is settled, as far as there is time (10 s, or the hub's
+    /// of a map that is handed over), and the hub has the map. It may not be written from this call on.
+    P2P_SYNC_ASK_RELEASE_MAP = 10,
 }
 
 /// A question. Zero-initialise it, then set `struct_size`. Texts are UTF-8, read during the call and not kept.
@@ -48,7 +60,7 @@ pub struct p2p_sync_question {
     pub account_id: u32,
     /// `P2P_SYNC_NOTIFY` or 0.
     pub flags: u32,
-    /// For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR` and `P2P_SYNC_ASK_SIMILAR_TEXT`.
+    /// For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR`, `P2P_SYNC_ASK_SIMILAR_TEXT` and what asks of maps.
     pub map: p2p_sync_text,
     /// As the kind says.
     pub text: p2p_sync_text,
@@ -64,7 +76,7 @@ unsafe impl Versioned for p2p_sync_question {
 /// Asks the hub something and gives the question's id. Any thread; never waits.
 ///
 /// `p2p_sync_get_result` and `p2p_sync_wait` tell how far it is: APPLIED when answered (`p2p_sync_get_data`), REJECTED
-/// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s. `id` is written on success alone.
+/// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s (a release: 2 minutes). `id` is written on success alone.
 /// QUEUE_FULL while 256 questions are unanswered, and with `P2P_SYNC_NOTIFY` while 16 MiB of answers wait to be taken as
 /// events; BAD_REQUEST, SHUT_DOWN.
 #[unsafe(no_mangle)]
@@ -137,7 +149,8 @@ pub unsafe extern "C" fn p2p_sync_get_data(
 /// The question's texts are readable.
 unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem> {
     use p2p_sync_question_kind::{
-        P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_CACHE_EXISTS, P2P_SYNC_ASK_EMBEDDING, P2P_SYNC_ASK_SIMILAR,
+        P2P_SYNC_ASK_ASSIGN_MAP, P2P_SYNC_ASK_CACHE, P2P_SYNC_ASK_CACHE_EXISTS, P2P_SYNC_ASK_EMBEDDING,
+        P2P_SYNC_ASK_MAPS, P2P_SYNC_ASK_MIGRATE_MAP, P2P_SYNC_ASK_RELEASE_MAP, P2P_SYNC_ASK_SIMILAR,
         P2P_SYNC_ASK_SIMILAR_TEXT, P2P_SYNC_ASK_STATE,
     };
     // SAFETY: the caller's word.
@@ -171,6 +184,17 @@ unsafe fn question_of(question: &p2p_sync_question) -> Result<Question, Problem>
             limit: question.limit,
             map: map.to_owned(),
         })
+    } else if is(P2P_SYNC_ASK_MAPS) {
+        Ok(Question::ListMaps { map: map.to_owned() })
+    } else if is(P2P_SYNC_ASK_ASSIGN_MAP) {
+        Ok(Question::AssignMap { map: map.to_owned() })
+    } else if is(P2P_SYNC_ASK_MIGRATE_MAP) {
+        Ok(Question::MigrateMap {
+            map: map.to_owned(),
+            to: read_host(text)?,
+        })
+    } else if is(P2P_SYNC_ASK_RELEASE_MAP) {
+        Ok(Question::ReleaseMap { map: map.to_owned() })
     } else {
         Err(bad_argument("question.kind is none of p2p_sync_question_kind"))
     }

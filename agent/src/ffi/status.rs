@@ -85,8 +85,8 @@ pub unsafe extern "C" fn p2p_sync_get_status(agent: p2p_sync_agent, status: *mut
 }
 
 /// The same and more (host id, endpoint, why the link is down, where the outbox is) as a JSON object, NUL-terminated.
-/// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 128 more
-/// for each lease.
+/// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 256 more
+/// for each lease and each duty.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn p2p_sync_get_status_json(
     agent: p2p_sync_agent,

@@ -6,7 +6,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
@@ -32,7 +32,7 @@ use tokio_rustls::{
 };
 use tonic::{codegen::Service, transport::Uri};
 
-use super::pinned::Pinned;
+use super::{Sent, pinned::Pinned};
 use crate::config::Config;
 
 /// What a TLS record begins with that is an alert, and one of a handshake.
@@ -54,6 +54,7 @@ struct Way {
     patience: Duration,
     /// What the peer of the last connection turned out to be, where that is no hub; HTTP/2 loses such errors.
     mistaken: Mutex<Option<Problem>>,
+    sent: Arc<Sent>,
 }
 
 /// Whose word for the hub's certificate is taken.
@@ -68,7 +69,8 @@ enum Trust {
 }
 
 impl Connector {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// What goes over its connections is counted in `sent`.
+    pub(crate) fn new(config: &Config, sent: Arc<Sent>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -82,6 +84,7 @@ impl Connector {
             },
             patience: config.connect_timeout,
             mistaken: Mutex::default(),
+            sent,
         };
         Self {
             tcp,
@@ -116,6 +119,7 @@ impl Connector {
         };
         Ok(Io {
             channel: stream,
+            sent: way.sent.clone(),
             listens_for: Some(way),
         })
     }
@@ -338,7 +342,7 @@ fn names(presented: &[String]) -> String {
 
 /// For `check`: makes a connection and tells the certificate that was presented and is trusted.
 pub(crate) async fn inspect(config: &Config) -> Result<String, Problem> {
-    let connector = Connector::new(config);
+    let connector = Connector::new(config, Arc::default());
     let io = connector.connect(super::session::origin(config)).await?;
     let Channel::Tls(stream) = &io.channel else {
         return Err(Problem::new(Code::Internal, "there is no TLS to be inspected"));
@@ -354,6 +358,7 @@ pub(crate) async fn inspect(config: &Config) -> Result<String, Problem> {
 /// A connection.
 pub(crate) struct Io {
     channel: Channel,
+    sent: Arc<Sent>,
     /// Until its first byte has come.
     listens_for: Option<Arc<Way>>,
 }
@@ -375,6 +380,13 @@ impl Io {
         }
     }
 
+    /// Before TLS adds some bytes to each record.
+    fn count(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.sent.bytes_up.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+    }
+
     /// What was written; where that failed, what the peer said before it closed is heard first.
     fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if matches!(written, Poll::Ready(Err(_))) && self.listens_for.is_some() {
@@ -390,6 +402,8 @@ impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(self.bytes().poll_read(cx, buf));
+        let came = (buf.filled().len() - before) as u64;
+        self.sent.bytes_down.fetch_add(came, Ordering::Relaxed);
         if let Some(way) = self.listens_for.take() {
             way.listen(buf.filled().get(before).copied());
         }
@@ -400,6 +414,7 @@ impl AsyncRead for Io {
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = self.bytes().poll_write(cx, buf);
+        self.count(&written);
         self.written(cx, written)
     }
 
@@ -409,6 +424,7 @@ impl AsyncWrite for Io {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = self.bytes().poll_write_vectored(cx, bufs);
+        self.count(&written);
         self.written(cx, written)
     }
 

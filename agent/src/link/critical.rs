@@ -16,11 +16,12 @@ use p2p_sync_proto::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
     time::timeout,
 };
 
 use super::{
-    leases, rest_of, rotate,
+    attend, leases, rest_of, rotate,
     session::{Session, problem_of},
 };
 use crate::{pending::Flight, shared::Shared};
@@ -41,15 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let began = Instant::now();
         let problem = match Session::open(&shared).await {
             Ok(session) => match leases::renew(&shared, &session).await {
-                Ok(pause) => {
-                    shared.link.up();
-                    shared.pending().retry_now();
-                    tokio::select! {
-                        problem = serve(&shared, &session) => problem,
-                        () = leases::keep(&shared, &session, pause) => unreachable!("it goes on for ever"),
-                        () = rotate::keep(&shared, &session) => unreachable!("it goes on for ever"),
-                    }
-                }
+                Ok(pause) => up(&shared, session, pause).await,
                 Err(problem) => problem,
             },
             Err(problem) => problem,
@@ -61,6 +54,24 @@ pub(super) async fn run(shared: Arc<Shared>) {
         shared.link.down(problem);
         super::pause(&shared, shared.delay(attempts)).await;
     }
+}
+
+/// All that goes over the connection until it fails; gives why.
+async fn up(shared: &Arc<Shared>, session: Session, pause: Duration) -> Problem {
+    let session = Arc::new(session);
+    shared.session.store(Some(session.clone()));
+    shared.link.up();
+    shared.pending().retry_now();
+    // Ends when it is dropped.
+    let mut attending = JoinSet::new();
+    attending.spawn(attend::keep(shared.clone(), session.clone()));
+    let problem = tokio::select! {
+        problem = serve(shared, &session) => problem,
+        () = leases::keep(shared, &session, pause) => unreachable!("it goes on for ever"),
+        () = rotate::keep(shared, &session) => unreachable!("it goes on for ever"),
+    };
+    shared.session.store(None);
+    problem
 }
 
 /// Sends what comes until the connection fails; gives why.

@@ -1,6 +1,6 @@
 //! The exchange of a one-time token for a credential.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use p2p_sync_proto::{
     Code, Problem,
@@ -46,7 +46,7 @@ pub(crate) async fn exchange(config: &Config, token: &Token, identity: &Identity
 }
 
 async fn exchange_once(config: &Config, token: &Token, identity: &Identity) -> Result<Enrolled, Problem> {
-    let connector = Connector::new(config);
+    let connector = Connector::new(config, Arc::default());
     let connected = endpoint(config).connect_with_connector(connector.clone()).await;
     let channel = connected
         .map_err(|error| problem_in(&error).unwrap_or_else(|| Problem::new(Code::HubUnavailable, error.to_string())))?;

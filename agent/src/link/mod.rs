@@ -1,24 +1,27 @@
 //! The link to the hub: a connection for critical messages, one for bulk, one for reading and one for following when they
 //! are asked for.
 
+mod attend;
 mod bulk;
 mod cache;
 pub(crate) mod connect;
 mod critical;
 mod enrol;
 mod leases;
+mod maps;
 mod pinned;
 mod rotate;
 mod session;
 mod watcher;
 
 pub(crate) use enrol::exchange;
+pub(crate) use maps::call as call_maps;
 pub(crate) use rotate::forget_former;
 
 use std::{
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -31,10 +34,10 @@ use p2p_sync_proto::{
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
 
-use crate::{config::Config, events::Events, keys::Keys, shared::Shared, threads};
+use crate::{config::Config, copies, events::Events, keys::Keys, metrics, shared::Shared, threads};
 
 use connect::Connector;
-pub(crate) use session::Sent;
+pub(crate) use session::{Sent, Session};
 pub(crate) use watcher::{Updates, Watcher, check};
 
 use session::Sealer;
@@ -49,6 +52,8 @@ pub(crate) struct LinkState {
     known: Condvar,
     /// As it was told last, if it was: whether there is a connection, not whether each call is answered in time.
     told_up: Mutex<Option<bool>>,
+    /// How often it was up and went down.
+    pub(crate) disconnects: AtomicU32,
     events: Arc<Events>,
 }
 
@@ -60,6 +65,7 @@ impl LinkState {
             problem: Mutex::default(),
             known: Condvar::new(),
             told_up: Mutex::default(),
+            disconnects: AtomicU32::new(0),
             events,
         }
     }
@@ -115,6 +121,9 @@ impl LinkState {
         let is_up = down.is_none();
         let mut told_up = self.told_up.lock().unwrap_or_else(PoisonError::into_inner);
         if *told_up != Some(is_up) {
+            if *told_up == Some(true) {
+                self.disconnects.fetch_add(1, Ordering::Relaxed);
+            }
             *told_up = Some(is_up);
             self.events.link(down);
         }
@@ -140,6 +149,10 @@ pub(crate) fn start(shared: &Arc<Shared>, puller: &Arc<Puller>, runtime: &Runtim
     runtime.spawn(bulk::run(shared.clone()));
     let leases = shared.leases.clone();
     runtime.spawn(async move { leases.watch().await });
+    runtime.spawn(copies::tell(shared.clone()));
+    if let Some(interval) = shared.config.metrics_interval {
+        runtime.spawn(metrics::report(shared.clone(), interval));
+    }
 }
 
 /// Reads from the hub over a connection that is made when it is first used.
@@ -156,8 +169,8 @@ enum Way {
     Agent { ask: Arc<AskAgent>, places: Semaphore },
 }
 
-/// Asks an agent, waiting at most so long.
-pub(crate) type AskAgent = dyn Fn(&v1::PullRequest, Duration) -> Result<v1::PullReply, Problem> + Send + Sync;
+/// Asks an agent, waiting at most so long; or for what it has without the hub.
+pub(crate) type AskAgent = dyn Fn(&v1::PullRequest, Duration, bool) -> Result<v1::PullReply, Problem> + Send + Sync;
 
 /// Questions to an agent at a time.
 const ASKED_AGENT_MAX: usize = 4;
@@ -165,7 +178,7 @@ const ASKED_AGENT_MAX: usize = 4;
 impl Puller {
     /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part; `sent` is its count.
     pub(crate) fn new(config: &Config, keys: Arc<Keys>, incarnation: u64, sent: Arc<Sent>) -> Self {
-        let connector = Connector::new(config);
+        let connector = Connector::new(config, sent.clone());
         let channel = session::endpoint(config).connect_with_connector_lazy(connector.clone());
         let client = PullClient::with_origin(channel, session::origin(config));
         Self(Way::Itself {
@@ -181,8 +194,23 @@ impl Puller {
         Self(Way::Agent { ask, places })
     }
 
+    /// Whether who is asked may have something without the hub.
+    pub(crate) fn keeps(&self) -> bool {
+        matches!(self.0, Way::Agent { .. })
+    }
+
     /// One question and its answer. Codes of the hub's refusal, or `HUB_UNAVAILABLE`.
     pub(crate) async fn pull(&self, request: v1::PullRequest, timeout: Duration) -> Result<v1::PullReply, Problem> {
+        self.pull_kept(request, timeout, false).await
+    }
+
+    /// As [`Self::pull`]; of an agent, `kept` asks for what it has without the hub.
+    pub(crate) async fn pull_kept(
+        &self,
+        request: v1::PullRequest,
+        timeout: Duration,
+        kept: bool,
+    ) -> Result<v1::PullReply, Problem> {
         let (connector, client, envelopes) = match &self.0 {
             Way::Itself {
                 connector,
@@ -192,7 +220,7 @@ impl Puller {
             Way::Agent { ask, places } => {
                 let _place = places.acquire().await.expect("never closed");
                 let ask = ask.clone();
-                let asked = tokio::task::spawn_blocking(move || ask(&request, timeout)).await;
+                let asked = tokio::task::spawn_blocking(move || ask(&request, timeout, kept)).await;
                 return asked.unwrap_or_else(|error| Err(Problem::new(Code::Internal, error.to_string())));
             }
         };

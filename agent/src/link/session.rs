@@ -1,8 +1,11 @@
 //! A connection that has said hello: sealing, opening, agreeing.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use p2p_sync_proto::{
@@ -25,13 +28,18 @@ const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5)
 const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Counts the messages of an incarnation, each lane's apart and over all connections, for the hub tells a message that
-/// comes again by its number. A slow lane's may be overtaken by thousands of a quick one's.
+/// comes again by its number. A slow lane's may be overtaken by thousands of a quick one's. And the bytes that went either
+/// way.
 #[derive(Default)]
-pub(crate) struct Sent([AtomicU64; Lane::COUNT]);
+pub(crate) struct Sent {
+    messages: [AtomicU64; Lane::COUNT],
+    pub(crate) bytes_up: AtomicU64,
+    pub(crate) bytes_down: AtomicU64,
+}
 
 impl Sent {
     fn next(&self, lane: Lane) -> u64 {
-        self.0[lane as usize - 1].fetch_add(1, Ordering::Relaxed) + 1
+        self.messages[lane as usize - 1].fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
@@ -105,7 +113,7 @@ pub(crate) struct Session {
 impl Session {
     /// Connects and says hello; takes over the hub's policies.
     pub(crate) async fn open(shared: &Shared) -> Result<Self, Problem> {
-        let connector = Connector::new(&shared.config);
+        let connector = Connector::new(&shared.config, shared.sent.clone());
         let connected = endpoint(&shared.config).connect_with_connector(connector.clone()).await;
         let channel = connected.map_err(|error| {
             problem_in(&error).unwrap_or_else(|| Problem::new(Code::HubUnavailable, error.to_string()))
@@ -138,7 +146,9 @@ impl Session {
         let mut client = SessionClient::with_origin(self.channel.clone(), self.origin.clone())
             .max_decoding_message_size(SEALED_BYTES_MAX);
         let failed = |status| self.connector.problem_of(&status);
+        let asked = Instant::now();
         let answer = client.hello(call).await.map_err(failed)?;
+        shared.metrics.answered(asked.elapsed());
         let reply: v1::HelloReply = self.sealer.open(&label, &answer.into_inner())?;
         shared.keys.heard(&label, reply.renew_credential);
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {

@@ -72,7 +72,7 @@ enum Messages {
 impl Watcher {
     /// Must be called inside a runtime. `incarnation` is 0 where no outbox takes part; `sent` is its count.
     pub(crate) fn new(config: &Config, keys: Arc<Keys>, incarnation: u64, sent: Arc<Sent>) -> Self {
-        let connector = Connector::new(config);
+        let connector = Connector::new(config, sent.clone());
         let channel = session::endpoint(config)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(WATCHES_MAX * STREAM_WINDOW_BYTES)

@@ -15,16 +15,26 @@ impl Pending {
                 let live = self.live.first().filter(spooled);
                 live.or_else(|| self.critical.first().filter(spooled))
             };
+            // What is hastened goes last, and comes back first.
+            let hastened = || self.hastened.waiting.iter().rev().find(spooled);
             let given_up = if self.is_closing_gaps() {
                 self.newest_spooled()
             } else {
-                backlog.or_else(oldest).copied()
+                backlog.or_else(oldest).or_else(hastened).copied()
             };
             let Some(position) = given_up else {
                 return;
             };
-            self.remove(position);
-            self.leave_to_disk(position, position);
+            self.give_to_disk(position);
+        }
+    }
+
+    /// Leaves an operation of those in memory to the disk.
+    pub(super) fn give_to_disk(&mut self, position: Position) {
+        let entry = self.remove(position);
+        self.leave_to_disk(position, position);
+        if entry.is_some_and(|entry| self.hastened.has(&entry)) {
+            self.hastened.left_to_disk(position);
         }
     }
 
@@ -61,7 +71,12 @@ impl Pending {
         };
         for entry in page {
             if !self.slots.contains_key(&entry.position) {
-                self.backlog.insert(entry.position);
+                let queue = if self.hastened.has(&entry) {
+                    &mut self.hastened.waiting
+                } else {
+                    &mut self.backlog
+                };
+                queue.insert(entry.position);
                 self.insert(entry);
             }
         }

@@ -83,7 +83,7 @@ impl Pending {
 
     fn oldest_waiting(&self, ops_max: usize) -> BTreeSet<Position> {
         let upto = self.first_on_disk();
-        let queues = [&self.backlog, &self.live, &self.critical];
+        let queues = [&self.backlog, &self.live, &self.critical, &self.hastened.waiting];
         let oldest = queues.into_iter().flat_map(|queue| queue.range(..upto).take(ops_max));
         let mut oldest: BTreeSet<Position> = oldest.copied().collect();
         while oldest.len() > ops_max {

@@ -39,8 +39,7 @@ impl Pending {
         let is_here = entry.predecessors().any(|before| self.slots.contains_key(&before));
         let is_on_disk = !is_here && entry.predecessors().any(|before| self.is_on_disk(before));
         if is_on_disk && entry.spooled {
-            self.remove(position);
-            self.leave_to_disk(position, position);
+            self.give_to_disk(position);
         } else if is_here || is_on_disk {
             self.retry(position, now, |_| FOLLOWER_DELAY);
         } else {
@@ -102,6 +101,8 @@ impl Pending {
             slot.stage = Stage::Waiting;
             let queue = if slot.entry.critical {
                 &mut self.critical
+            } else if self.hastened.has(&slot.entry) {
+                &mut self.hastened.waiting
             } else {
                 &mut self.backlog
             };

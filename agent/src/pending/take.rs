@@ -1,4 +1,4 @@
-//! Putting messages together: what the critical lane has, and what the bulk lanes have by turns.
+//! Putting messages together: what the critical lane has, and what the bulk lanes have by turns, behind what is hastened.
 
 use std::collections::BTreeSet;
 
@@ -100,7 +100,11 @@ impl Pending {
         self.critical.remove(&position);
         if let Some(slot) = self.slots.get_mut(&position) {
             slot.entry.critical = false;
-            self.backlog.insert(position);
+            if self.hastened.has(&slot.entry) {
+                self.hastened.waiting.insert(position);
+            } else {
+                self.backlog.insert(position);
+            }
         }
     }
 
@@ -117,7 +121,8 @@ impl Pending {
         } else {
             (&self.live, &self.backlog)
         };
-        let taken = self.fitting(first.iter().chain(second), ops_max.min(BATCH_OPS_MAX));
+        let waiting = self.hastened.waiting.iter().chain(first).chain(second);
+        let taken = self.fitting(waiting, ops_max.min(BATCH_OPS_MAX));
         let withdrawn = self.take_withdrawn();
         self.flight(taken, withdrawn)
     }

@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::{conflation::CONFLATE_ABOVE_OPS, *};
 
-fn entry(sequence: u64, path: &str) -> Entry {
+pub(super) fn entry(sequence: u64, path: &str) -> Entry {
     Entry {
         position: Position {
             incarnation: 1,

@@ -58,7 +58,7 @@ impl Puppet {
         let credential = world.hub.add_host(1);
         let text = format!(
             "main_server_endpoint = {endpoint}\nencryption_key = {credential}\noutbox_path = outbox\n\
-             retry_delay_max_ms = 500\n{settings}"
+             retry_delay_max_ms = 500\nmetrics_interval_seconds = 0\n{settings}"
         );
         secret_file::replace(&config, text.as_bytes()).expect("the folder can be written");
         let mut puppet = Self {

@@ -13,6 +13,7 @@ const LINK_UP: i64 = 3;
 const LINK_DOWN: i64 = 4;
 const LEASE_GRANTED: i64 = 5;
 const LEASE_LOST: i64 = 7;
+const LEASE_HANDING_OVER: i64 = 8;
 
 fn started() -> (World, Puppet) {
     let world = World::new();
@@ -345,4 +346,51 @@ fn invariant_04_a_map_server_is_told_when_it_may_write_a_map_and_when_no_more() 
     assert_eq!(puppet.tell(&["may_write", "prontera"])["may"], false);
     let id = puppet.id(&["put", &item(), "0", "prontera", r#"{"drop_id":1,"amount":2}"#]);
     assert_eq!(puppet.settled(&id)["state"], LIMBO);
+}
+
+#[test]
+fn invariant_04_a_map_server_asks_for_a_map_and_hands_it_over_to_another_one() {
+    let world = World::with(&[
+        ("leases", "required".to_owned()),
+        ("lease_seconds", "60".to_owned()),
+        ("catch_up_seconds", "1".to_owned()),
+    ]);
+    let [mut here, mut there] = [(); 2].map(|()| {
+        let mut puppet = Puppet::new(&world, "");
+        puppet.wait_for_link();
+        puppet
+    });
+    let is_told = |told: &[Value], event: i64| {
+        let mut events = of_kind(told, "event").into_iter();
+        events.any(|one| one["event"] == event && one["map"] == "prontera")
+    };
+    let refused = here.tell(&["assign_map", "no map"]);
+    assert_eq!(refused["id"], "", "{refused}");
+    here.id(&["assign_map", "prontera"]);
+    let told = here.process_until("it is assigned and granted", |told| {
+        is_told(told, LEASE_GRANTED) && !of_kind(told, "assigned").is_empty()
+    });
+    assert_eq!(of_kind(&told, "assigned")[0]["success"], true, "{told:?}");
+    put(&mut here, "prontera", r#"{"drop_id":1,"amount":1}"#);
+
+    let other = there.host_id().to_string();
+    let migrated = here.id(&["migrate_map", "prontera", &other]);
+    assert_eq!(here.settled(&migrated)["state"], APPLIED);
+    let told = here.process_until("it is to be ended", |told| is_told(told, LEASE_HANDING_OVER));
+    let asked = of_kind(&told, "event")
+        .into_iter()
+        .find(|one| one["event"] == LEASE_HANDING_OVER);
+    assert_eq!(asked.expect("told")["message"], other.as_str());
+    assert_eq!(here.tell(&["may_write", "prontera"])["may"], false);
+    let last = here.id(&["put", &item(), "0", "prontera", r#"{"drop_id":1,"amount":2}"#]);
+    here.id(&["release_map", "prontera"]);
+    let told = here.process_until("it is released", |told| !of_kind(told, "released").is_empty());
+    assert_eq!(of_kind(&told, "released")[0]["success"], true, "{told:?}");
+    assert_eq!(here.settled(&last)["state"], APPLIED, "before it passed on");
+    there.process_until("the other one has it", |told| is_told(told, LEASE_GRANTED));
+    assert_eq!(there.tell(&["may_write", "prontera"])["may"], true);
+    let listed = there.id(&["list_maps", "prontera"]);
+    let listed = there.settled(&listed);
+    let maps: Value = serde_json::from_str(listed["data"].as_str().expect("data")).expect("JSON");
+    assert_eq!(maps["maps"][0]["host_id"], other.as_str(), "{maps}");
 }

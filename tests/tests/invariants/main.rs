@@ -10,6 +10,7 @@ mod following;
 mod forgery;
 mod full;
 mod groups;
+mod handing_over;
 mod isolation;
 mod leases;
 mod maps;

@@ -157,8 +157,12 @@ impl World {
 
     /// As [`Self::config_at`], with the credential of a host that is there.
     pub(crate) fn config_of(&self, endpoint: &str, credential: &str, settings: &str) -> Config {
-        let text =
+        let mut text =
             format!("main_server_endpoint = {endpoint}\nencryption_key = {credential}\nretry_delay_max_ms = 500\n");
+        if !settings.contains("metrics_interval_seconds") {
+            // What the hub holds is what a test made.
+            text += "metrics_interval_seconds = 0\n";
+        }
         let folder = self.folder.path().join(format!("agent-{}", Uuid::new_v4().simple()));
         Config::parse(&(text + settings), &folder, |_| None).expect("valid settings")
     }
