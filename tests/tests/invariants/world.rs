@@ -112,17 +112,16 @@ impl World {
         }
     }
 
-    /// A further proxy on the hub's database, Redis and keyring, not started.
+    /// A further proxy on the hub's database, Redis and keyring, with its settings, not started.
     pub(crate) fn another_proxy(&self) -> Hub {
         let conf = std::fs::read_to_string(self.hub.config()).expect("the hub has a configuration");
-        let value = |key: &str| {
-            conf.lines()
-                .find_map(|line| line.strip_prefix(&format!("{key} = ")))
-                .map(str::to_owned)
-        };
-        let redis =
-            ["redis_host", "redis_port", "redis_prefix"].map(|key| (key, value(key).expect("set by this world")));
-        let mut settings = redis.to_vec();
+        let own = ["port", "pg_connection_string", "keyring_file"];
+        let mut settings: Vec<(&str, String)> = conf
+            .lines()
+            .filter_map(|line| line.split_once(" = "))
+            .filter(|(key, _)| !own.contains(key))
+            .map(|(key, value)| (key, value.to_owned()))
+            .collect();
         settings.push(("port", free_port().to_string()));
         let folder = self.folder.path().join(format!("proxy-{}", Uuid::new_v4().simple()));
         let proxy = Hub::new(
