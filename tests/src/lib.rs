@@ -16,8 +16,11 @@ pub mod faulty_link;
 pub mod isolation;
 #[cfg(target_os = "linux")]
 pub mod load;
+mod map_host;
 #[cfg(target_os = "linux")]
 pub mod map_server;
+#[cfg(target_os = "linux")]
+pub mod migrations;
 pub mod raw_peer;
 pub mod recording;
 #[cfg(target_os = "linux")]

@@ -21,7 +21,8 @@ use crate::recording::Happening;
 const PROGRAM_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Runs `agent …` or `proxy …` as the programs of those names would, or `attached <configuration>` as a program that
-/// attaches to a standalone agent; `None` for other arguments.
+/// attaches to a standalone agent, or `map-host <configuration> <milliseconds> <maps>` as one that hosts maps; `None` for other
+/// arguments.
 ///
 /// A binary that calls this first is both programs, so that one build serves a whole system.
 pub fn run_as_program(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
@@ -29,6 +30,12 @@ pub fn run_as_program(args: impl IntoIterator<Item = OsString>) -> Option<ExitCo
     match args.first()?.to_str()? {
         "agent" => Some(p2p_sync_agent::cli::run(args)),
         "attached" => Some(crate::attached_program::run(Path::new(args.get(1)?))),
+        "map-host" => {
+            let text = |place: usize| args.get(place)?.to_str().map(str::to_owned);
+            let every = Duration::from_millis(text(2)?.parse().ok()?);
+            let maps: Vec<String> = text(3)?.split(',').map(str::to_owned).collect();
+            Some(crate::map_host::run(Path::new(args.get(1)?), every, &maps))
+        }
         "proxy" => {
             args[0] = "p2p-sync-proxy".into();
             let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");

@@ -1,8 +1,12 @@
 //! Maps that change hands, through the whole hub: what hosts are told at once, what they may ask for, and who writes on where a
 //! host is lost. The hosts are sealed by hand, so that they can stay silent, lie and repeat themselves.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use clap::Parser as _;
 use p2p_sync_proto::{
     Code,
     envelope::Lane,
@@ -11,13 +15,14 @@ use p2p_sync_proto::{
         map_request::What,
     },
 };
+use p2p_sync_tests::migrations::{self, Options};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::{
     wire::{Attendant, WireHost, batch},
-    world::{PATIENCE, World, run},
+    world::{PATIENCE, PROGRAM, World, run},
 };
 
 const PATH: &str = "prontera/ITEM_DROP/1";
@@ -484,4 +489,26 @@ fn invariant_04_the_hubs_downtime_takes_no_automatic_map_from_its_holder() {
         let (tenure, writes) = (1, holder.write(1).await);
         assert_eq!((tenure, writes), (1, OutcomeState::Applied));
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_04_maps_that_change_hands_under_load_have_one_writer_and_lose_nothing() {
+    let arguments = [
+        "migrations",
+        "--migrations",
+        "12",
+        "--kills-percent",
+        "15",
+        "--hosts",
+        "3",
+        "--maps",
+        "2",
+        "--write-every-ms",
+        "50",
+    ];
+    let options = Options::parse_from(arguments);
+    let report = migrations::measure(&options, Path::new(PROGRAM)).await;
+    println!("{report}");
+    // How long that took on a machine that does other things beside it says little; `tests/run migrations` has the bars.
+    assert_eq!(report.wrong(), [""; 0]);
 }
