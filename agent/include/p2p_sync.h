@@ -187,6 +187,9 @@ typedef enum p2p_sync_lease {
     P2P_SYNC_LEASE_LOST = 3,
     // It never might, or the hub was not asked yet.
     P2P_SYNC_LEASE_NONE = 4,
+    // It may not any more, though it holds the map still: the map is being handed over. What ends the map well is taken
+    // until it has passed on.
+    P2P_SYNC_LEASE_HANDING_OVER = 5,
 } p2p_sync_lease;
 
 // What an event tells.
@@ -207,6 +210,9 @@ typedef enum p2p_sync_event_kind {
     P2P_SYNC_EVENT_LEASE_EXPIRING = 6,
     // The right to write a map has passed on: the hub said so.
     P2P_SYNC_EVENT_LEASE_LOST = 7,
+    // A map is to pass on: end it, send what is left to be said of it, then release it (`P2P_SYNC_ASK_RELEASE_MAP`).
+    // LEASE_LOST follows, or LEASE_GRANTED where it stays after all.
+    P2P_SYNC_EVENT_LEASE_HANDING_OVER = 8,
 } p2p_sync_event_kind;
 
 // How much a log line matters.
@@ -234,6 +240,18 @@ typedef enum p2p_sync_question_kind {
     P2P_SYNC_ASK_CACHE_EXISTS = 5,
     // What lies nearest to the words `text`: at most `limit` hits, of `map` alone unless it is empty.
     P2P_SYNC_ASK_SIMILAR_TEXT = 6,
+    // Who holds `map` and who stands by for it; an empty one: all maps that this host holds, stands by for, or may be given.
+    // Here and with the following: `{"maps":[{"map","host_id","tenure","expires_in_ms","backups","assistants","successor",
+    // "stream_head"}]}`.
+    P2P_SYNC_ASK_MAPS = 7,
+    // For `map`, which nobody holds; LEASE_GRANTED says when it is this host's.
+    P2P_SYNC_ASK_ASSIGN_MAP = 8,
+    // To have `map`, which is this host's, handed over while it goes on: to the host with the id `text`, or, where that is
+    // empty, the best there is. LEASE_HANDING_OVER says when to end it.
+    P2P_SYNC_ASK_MIGRATE_MAP = 9,
+    // To have `map` no more: answered when what was submitted before is settled, as far as there is time (10 s, or the hub's
+    // of a map that is handed over), and the hub has the map. It may not be written from this call on.
+    P2P_SYNC_ASK_RELEASE_MAP = 10,
 } p2p_sync_question_kind;
 
 // What a call gives back: `P2P_SYNC_OK`, or a number of `p2p_sync_error`.
@@ -328,7 +346,7 @@ typedef struct p2p_sync_question {
     uint32_t account_id;
     // `P2P_SYNC_NOTIFY` or 0.
     uint32_t flags;
-    // For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR` and `P2P_SYNC_ASK_SIMILAR_TEXT`.
+    // For `P2P_SYNC_ASK_STATE`, `P2P_SYNC_ASK_SIMILAR`, `P2P_SYNC_ASK_SIMILAR_TEXT` and what asks of maps.
     struct p2p_sync_text map;
     // As the kind says.
     struct p2p_sync_text text;
@@ -362,7 +380,7 @@ typedef struct p2p_sync_event {
     p2p_sync_code code;
     // UPDATE: `P2P_SYNC_UPDATE_DELETED`, `P2P_SYNC_UPDATE_SNAPSHOT`.
     uint32_t flags;
-    // SETTLED: what.
+    // SETTLED: what. LEASE_HANDING_OVER: the host that is to have the map; zeroes for none yet.
     struct p2p_sync_id id;
     // UPDATE: which subscription.
     uint64_t subscription;
@@ -528,7 +546,7 @@ p2p_sync_code p2p_sync_submit_group(p2p_sync_agent agent,
 // Asks the hub something and gives the question's id. Any thread; never waits.
 //
 // `p2p_sync_get_result` and `p2p_sync_wait` tell how far it is: APPLIED when answered (`p2p_sync_get_data`), REJECTED
-// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s. `id` is written on success alone.
+// with the hub's code, or with HUB_UNAVAILABLE when it did not answer within 5 s (a release: 2 minutes). `id` is written on success alone.
 // QUEUE_FULL while 256 questions are unanswered, and with `P2P_SYNC_NOTIFY` while 16 MiB of answers wait to be taken as
 // events; BAD_REQUEST, SHUT_DOWN.
 p2p_sync_code p2p_sync_ask(p2p_sync_agent agent,
@@ -629,8 +647,8 @@ p2p_sync_code p2p_sync_publish(p2p_sync_agent agent,
 p2p_sync_code p2p_sync_get_status(p2p_sync_agent agent, struct p2p_sync_status *status);
 
 // The same and more (host id, endpoint, why the link is down, where the outbox is) as a JSON object, NUL-terminated.
-// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 128 more
-// for each lease.
+// Any thread; does not wait for disk or network. BUFFER_TOO_SMALL; 4096 bytes suffice with ordinary paths, and 256 more
+// for each lease and each duty.
 p2p_sync_code p2p_sync_get_status_json(p2p_sync_agent agent,
                                        char *buffer,
                                        size_t capacity,

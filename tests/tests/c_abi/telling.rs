@@ -355,6 +355,8 @@ fn invariant_04_a_map_server_asks_for_a_map_and_hands_it_over_to_another_one() {
         ("lease_seconds", "60".to_owned()),
         ("catch_up_seconds", "1".to_owned()),
     ]);
+    // Who may ask for it is any host.
+    world.hub.command(&["maps", "rule", "prontera", "--automatic", "no"]);
     let [mut here, mut there] = [(); 2].map(|()| {
         let mut puppet = Puppet::new(&world, "");
         puppet.wait_for_link();
