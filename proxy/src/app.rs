@@ -30,7 +30,7 @@ use crate::{
         peers::Peers,
     },
     cache::{Cache, Edits},
-    config::{Admission, Config, Redis},
+    config::{Admission, Config},
     embed::{Embedder, Embeddings, queue},
     host_cache::HostCache,
     hosts::{assigner, attend::Attends},
@@ -40,7 +40,8 @@ use crate::{
     open::Opener,
     pipeline::{Hub, READS_MAX, Writes},
     publish::Publisher,
-    redis_client, reload,
+    redis_client::RedisClient,
+    reload,
     store::{Claim, Connection, Store},
     streams::{Streams, wake_ups},
     tls::Tls,
@@ -80,8 +81,8 @@ pub struct App {
     /// What the rules were made of.
     sources: Sources,
     keyring_file: PathBuf,
-    /// Where other proxies are heard.
-    redis: Option<Redis>,
+    /// Where other proxies are heard, and under which names.
+    redis: Option<(RedisClient, String)>,
     /// The right to be the only proxy on the database, where that is needed.
     claim: Option<Claim>,
 }
@@ -115,6 +116,7 @@ impl App {
         // Before anybody can be granted a map whose lease ran out while there was no hub to renew it.
         store.note_start().await?;
         let streams = Streams::new(store.clone(), config.redis.is_none());
+        let mut heard = None;
         let (cache, publisher, host_cache, attends, claim) = match &config.redis {
             None => (
                 Cache::process(config.cache),
@@ -124,17 +126,18 @@ impl App {
                 Some(store.claim_single_proxy().await?),
             ),
             Some(redis) => {
-                let connection = redis_client::connect(redis).map_err(|error| {
+                let client = RedisClient::open(redis).map_err(|error| {
                     let sentence = format!("the settings of Redis cannot be used ({error}): check redis_host");
                     Problem::new(Code::RedisUnreachable, sentence)
                 })?;
-                let cache = Cache::redis(connection.clone(), &redis.prefix, config.cache);
-                let publisher = Publisher::redis(Arc::clone(&streams), connection.clone(), &redis.prefix);
-                let attends = Attends::redis(connection.clone(), &redis.prefix);
+                let cache = Cache::redis(&client, &redis.prefix, config.cache);
+                let publisher = Publisher::redis(Arc::clone(&streams), client.clone(), &redis.prefix);
+                let attends = Attends::redis(client.clone(), &redis.prefix);
+                heard = Some((client.clone(), redis.prefix.clone()));
                 (
                     cache,
                     publisher,
-                    HostCache::redis(connection, &redis.prefix),
+                    HostCache::redis(client, &redis.prefix),
                     attends,
                     None,
                 )
@@ -171,7 +174,7 @@ impl App {
             types_file: config.types_file.clone(),
             sources,
             keyring_file: config.keyring_file.clone(),
-            redis: config.redis.clone(),
+            redis: heard,
             claim,
         })
     }
@@ -223,9 +226,9 @@ impl App {
         background.spawn(reload::follow_keyring(Arc::clone(&hub), keyring_file));
         background.spawn(Arc::clone(&hub.streams).run());
         background.spawn(Arc::clone(&hub.streams).follow_hosts());
-        // Settings that make no client have made no connection either, and have been told of.
-        if let Some((redis, Ok(client))) = redis.map(|redis| (redis.prefix.clone(), redis_client::client(&redis))) {
-            background.spawn(wake_ups::listen(Arc::clone(&hub), client, redis));
+        if let Some((client, prefix)) = redis {
+            background.spawn(tell_what_redis_is(client.clone()));
+            background.spawn(wake_ups::listen(Arc::clone(&hub), client, prefix));
         }
         // Not among these: it ends after the last write, and then by itself.
         let (writing, all_written) = oneshot::channel();
@@ -291,6 +294,15 @@ impl App {
         hub.cache.flushed().await;
         hub.store.close().await;
         ended
+    }
+}
+
+/// Serving goes on without Redis; so that a wrong setting is not taken for an outage, what is wrong is told at the start.
+async fn tell_what_redis_is(mut client: RedisClient) {
+    if let Err(what_is_wrong) = client.check().await {
+        let sentence = format!("Redis {what_is_wrong}; the proxy serves without it, reading from Postgres");
+        let problem = Problem::new(Code::RedisUnreachable, sentence);
+        tracing::warn!(%problem, "Redis is of no use yet");
     }
 }
 

@@ -25,6 +25,10 @@ use crate::{
     verdicts::{LockRule, Locks, movement::Pace},
 };
 
+mod redis;
+
+pub use self::redis::{Address, Redis, RedisMode};
+
 /// The file that the program reads where its command names none and this one is there; from the current folder.
 pub const DEFAULT_FILE: &str = "conf/p2p_sync_proxy.conf";
 
@@ -33,7 +37,7 @@ const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 const OPENAI_MODEL: &str = "text-embedding-3-small";
 
 /// Every key of the file, with its default.
-pub const KEYS: [Key; 66] = [
+pub const KEYS: [Key; 69] = [
     Key::new("bind_address", "127.0.0.1"),
     Key::new("port", "50051"),
     Key::new("tls_cert", ""),
@@ -85,10 +89,13 @@ pub const KEYS: [Key; 66] = [
     Key::new("migration_min_seconds", "120"),
     Key::new("catch_up_seconds", "30"),
     Key::new("handover_seconds", "10"),
+    Key::new("redis_mode", "standalone"),
     Key::new("redis_host", ""),
     Key::new("redis_port", "6379"),
     Key::new("redis_password", ""),
     Key::new("redis_db", "0"),
+    Key::new("redis_sentinel_master", ""),
+    Key::new("redis_sentinel_password", ""),
     Key::new("redis_prefix", "p2p_sync"),
     Key::new("cache_expiry_seconds", "60"),
     Key::new("cache_entries_max", "50000"),
@@ -168,21 +175,6 @@ pub struct Admission {
     pub quota: Quota,
 }
 
-/// Where Redis is.
-#[derive(Clone, Debug)]
-pub struct Redis {
-    /// Its name or address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// Empty: none is sent.
-    pub password: Secret,
-    /// The number of its database.
-    pub db: u16,
-    /// What all names begin with.
-    pub prefix: String,
-}
-
 /// What the cache may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheBounds {
@@ -253,7 +245,7 @@ impl Config {
             embedding_limits: embedding_limits(&mut raw),
             maps: maps(&mut raw, store.leases.length),
             store,
-            redis: redis(&mut raw),
+            redis: self::redis::redis(&mut raw),
             cache: CacheBounds {
                 expiry: Duration::from_secs(raw.number("cache_expiry_seconds", 1..=86_400)),
                 entries_max: raw.number("cache_entries_max", 1..=10_000_000),
@@ -600,28 +592,6 @@ fn secret_beside(raw: &Settings, folder: &Path, overrides: &Overrides, key: &str
         "" => folder.join(format!("p2p_sync.{name}")),
         file => folder.join(file),
     }
-}
-
-fn redis(raw: &mut Settings) -> Option<Redis> {
-    let prefix = raw.resolve("redis_prefix", |text| {
-        let fits = (1..=64).contains(&text.len())
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-        if fits {
-            Ok(text.to_owned())
-        } else {
-            Err("expected 1 to 64 of a-z, A-Z, 0-9, _ and -".to_owned())
-        }
-    });
-    let redis = Redis {
-        host: raw.text("redis_host").to_owned(),
-        port: raw.number("redis_port", 1..=65_535),
-        password: Secret::from(raw.text("redis_password")),
-        db: raw.number("redis_db", 0..=65_535),
-        prefix,
-    };
-    Some(redis).filter(|redis| !redis.host.is_empty())
 }
 
 fn locks(raw: &mut Settings) -> Locks {

@@ -10,15 +10,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use p2p_sync_proto::v1;
 use prost::Message;
-use redis::aio::ConnectionManager;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     operation::{Committed, Span},
+    redis_client::RedisClient,
     streams::{Streams, batch_of, wake_ups::channel},
 };
 
@@ -32,6 +33,8 @@ const ONE_UPDATE_BYTES_MAX: usize = 256 * 1024;
 const UPDATES_PER_ROUND_TRIP: usize = 256;
 /// Streams that somebody listens to, as far as is remembered.
 const HEARD_MAX: usize = 16 * 1024;
+/// Between two questions who listens, where publishing does not tell.
+const LISTENERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one commit tells of one stream.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl Publisher {
     }
 
     /// A publisher that tells other proxies by Redis; its task ends when the publisher is dropped.
-    pub fn redis(streams: Arc<Streams>, connection: ConnectionManager, prefix: &str) -> Self {
+    pub fn redis(streams: Arc<Streams>, client: RedisClient, prefix: &str) -> Self {
         let (queue, waiting) = mpsc::channel(UPDATES_MAX);
         let publisher = RedisPublisher {
             queue,
@@ -64,11 +67,13 @@ impl Publisher {
             heard: Arc::default(),
         };
         let sending = Sending {
-            connection,
+            client,
             prefix: prefix.to_owned(),
             queued_bytes: Arc::clone(&publisher.queued_bytes),
             lost: Arc::clone(&publisher.lost),
             heard: Arc::clone(&publisher.heard),
+            unasked: HashSet::new(),
+            asked_at: None,
         };
         tokio::spawn(sending.run(waiting));
         Self {
@@ -154,11 +159,14 @@ impl RedisPublisher {
 }
 
 struct Sending {
-    connection: ConnectionManager,
+    client: RedisClient,
     prefix: String,
     queued_bytes: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
     heard: Arc<Heard>,
+    /// Streams that were published since it was asked last who listens.
+    unasked: HashSet<String>,
+    asked_at: Option<Instant>,
 }
 
 impl Sending {
@@ -172,17 +180,41 @@ impl Sending {
                 bytes += encoded.len();
                 pipeline.publish(channel(&self.prefix, &update.stream), encoded);
             }
-            match pipeline.query_async::<Vec<i64>>(&mut self.connection).await {
+            match self.client.publish(&pipeline).await {
                 Ok(receivers) => {
-                    for (update, receivers) in updates.iter().zip(receivers) {
-                        self.heard.note(&update.stream, receivers);
-                    }
+                    self.note_heard(&updates, &receivers).await;
                     self.note_recovery();
                 }
                 Err(error) => note_lost(&self.lost, updates.len() as u64, &error.to_string()),
             }
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             updates.clear();
+        }
+    }
+
+    async fn note_heard(&mut self, updates: &[Update], receivers: &[i64]) {
+        if self.client.counts_all_who_hear() {
+            for (update, receivers) in updates.iter().zip(receivers) {
+                self.heard.note(&update.stream, *receivers);
+            }
+            return;
+        }
+        let room = HEARD_MAX.saturating_sub(self.unasked.len());
+        self.unasked
+            .extend(updates.iter().take(room).map(|update| update.stream.clone()));
+        if self.asked_at.is_some_and(|at| at.elapsed() < LISTENERS_INTERVAL) {
+            return;
+        }
+        self.asked_at = Some(Instant::now());
+        let streams: Vec<String> = self.unasked.drain().collect();
+        let channels: Vec<String> = streams.iter().map(|stream| channel(&self.prefix, stream)).collect();
+        // Where a node does not say, somebody may listen there.
+        let listeners = self.client.listeners(&channels).await.ok();
+        for (stream, channel) in streams.iter().zip(&channels) {
+            let listening = listeners
+                .as_ref()
+                .map_or(1, |found| found.get(channel).copied().unwrap_or(0));
+            self.heard.note(stream, listening);
         }
     }
 

@@ -4,9 +4,11 @@
 //! server has forked is found in `/proc`.
 
 mod process;
+mod redis;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use std::{env, fs, io, iter, thread};
 
@@ -15,6 +17,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
+pub use self::redis::{OwnRedis, RedisCluster, WatchedRedis};
 use process::{Process, as_server, give_to_server, server_dir};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -225,66 +228,6 @@ impl Drop for OwnPostgres {
     }
 }
 
-/// A Redis of one's own that keeps nothing on disk, to kill and to start again. It ends with this value.
-pub struct OwnRedis {
-    process: Option<Process>,
-    port: u16,
-    dir: TempDir,
-}
-
-impl OwnRedis {
-    /// Starts one.
-    pub async fn new() -> Self {
-        let mut redis = Self {
-            process: None,
-            port: free_port(),
-            dir: server_dir(),
-        };
-        redis.start().await;
-        redis
-    }
-
-    /// The `redis://` URL. It stays the same over [`kill`](Self::kill) and [`start`](Self::start).
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
-    }
-
-    /// Kills it with SIGKILL: all it held is lost.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// Starts it, empty, on the same port after a [`kill`](Self::kill), and returns when it answers.
-    pub async fn start(&mut self) {
-        assert!(self.process.is_none(), "this Redis runs already");
-        let mut command = as_server(variable("P2P_SYNC_TEST_REDIS_BIN"));
-        command
-            .arg("--port")
-            .arg(self.port.to_string())
-            .arg("--dir")
-            .arg(self.dir.path());
-        command.args([
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--daemonize",
-            "no",
-        ]);
-        let client = &redis::Client::open(self.url()).expect("the URL is well formed");
-        let answers = |pid: u32| async move {
-            let Ok(mut connection) = client.get_multiplexed_async_connection().await else {
-                return false;
-            };
-            let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
-            info.is_ok_and(|info| info.lines().any(|line| line == format!("process_id:{pid}")))
-        };
-        self.process = Some(Process::start(command, &self.dir.path().join("log"), answers).await);
-    }
-}
-
 async fn init_cluster(bin: &Path, data: &Path, dir: &Path, password: &str) {
     let password_file = dir.join("password");
     fs::write(&password_file, password).expect("the server's directory is writable");
@@ -299,15 +242,17 @@ async fn init_cluster(bin: &Path, data: &Path, dir: &Path, password: &str) {
         "--auth=scram-sha-256",
         "--no-sync",
     ]);
+    finish(command).await;
+}
+
+/// Runs a program of Postgres' to its end.
+async fn finish(mut command: Command) {
     let output = tokio::task::spawn_blocking(move || command.output())
         .await
         .expect("nothing panics in it");
-    let output = output.expect("initdb runs");
-    assert!(
-        output.status.success(),
-        "initdb failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "a program of Postgres' failed: {said}");
 }
 
 async fn connect(url: &str) -> Client {

@@ -127,6 +127,15 @@ impl Hub {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// Runs `check`; gives whether all is well, and what it says.
+    pub fn check(&self) -> (bool, String) {
+        let output = self.arguments(&["check"]).output().expect("the program runs");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    }
+
     /// Gives another proxy on the same database this one's keyring.
     pub fn share_keyring(&self, other: &Self) {
         let keyring = |hub: &Self| hub.config.with_file_name("keyring");

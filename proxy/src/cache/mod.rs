@@ -3,16 +3,16 @@
 //! It is filled by writes alone, after their commit, and newer wins by the position in the stream. It never delays or
 //! fails a write or a read: what it cannot tell at once, Postgres tells. What it tells is what was committed last, as
 //! far as this process knows; with several proxies over one Redis, what another one committed a moment ago may still be
-//! on its way there, and what one of them committed right before it was killed is missed until it expires or that proxy
-//! starts again.
+//! on its way there; what Redis lost when a replica took its master's place is missed until the proxy that had written it
+//! notices, some two seconds later at most; and what one of them committed right before it was killed is missed until it
+//! expires or that proxy starts again.
 
 mod process;
 mod redis;
 
-use ::redis::aio::ConnectionManager;
 use p2p_sync_proto::{Path, policy::Keep, v1};
 
-use crate::{config::CacheBounds, operation::Change};
+use crate::{config::CacheBounds, operation::Change, redis_client::RedisClient};
 
 pub use self::{process::ProcessCache, redis::RedisCache};
 
@@ -31,9 +31,9 @@ impl Cache {
         Self::Process(ProcessCache::new(bounds))
     }
 
-    /// A cache in Redis; its task ends when the cache is dropped.
-    pub fn redis(connection: ConnectionManager, prefix: &str, bounds: CacheBounds) -> Self {
-        Self::Redis(RedisCache::new(connection, prefix, bounds.expiry))
+    /// A cache in Redis; its tasks end when the cache is dropped.
+    pub fn redis(client: &RedisClient, prefix: &str, bounds: CacheBounds) -> Self {
+        Self::Redis(RedisCache::new(client, prefix, bounds.expiry))
     }
 
     /// Takes what was committed. Never waits.

@@ -4,6 +4,13 @@
 //! that cannot tell whether all its writes have reached Redis (the queue was full, Redis did not answer, the proxy was
 //! started anew) names a new epoch before it trusts the cache again: every entry that could be out of date is passed
 //! over from then on, by all proxies, and expires. Until it has done so, its own reads go to Postgres.
+//!
+//! Redis may also lose what it had taken: a replica that was not told yet takes its master's place, a server starts from an
+//! older file. So each proxy counts its writes beside the epoch, in the step that writes: where Redis counts fewer than the
+//! proxy, it has gone back, and the epoch is over. A proxy that writes nothing looks every second.
+//!
+//! In a cluster the paths are spread over some parts, each on one node, with an epoch of its own: where one node is lost, its
+//! parts are.
 
 use std::{
     collections::HashMap,
@@ -14,11 +21,13 @@ use std::{
 
 use p2p_sync_proto::v1;
 use prost::Message;
-use redis::{RedisError, Script, aio::ConnectionManager};
+use redis::RedisError;
 use tokio::{sync::Notify, time::timeout};
 use uuid::Uuid;
 
-/// Paths that wait for Redis; newer states of a path take the place of older ones.
+use crate::redis_client::{Call, RedisClient, Script};
+
+/// Paths that wait for Redis, in all parts; newer states of a path take the place of older ones.
 const WAITING_MAX: usize = 8192;
 /// Bytes of what waits.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -28,46 +37,65 @@ const STATES_PER_ROUND_TRIP: usize = 256;
 const READ_TIMEOUT: Duration = Duration::from_millis(50);
 /// Between attempts to begin an epoch.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
+/// Between two looks whether Redis has gone back, where nothing is written.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for what is still on its way.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// KEYS: the epoch's, then each state's. ARGV: our epoch, the expiry, then a sequence and a state for each.
-/// Gives Redis' epoch; nothing was written where that is another.
+/// KEYS: the epoch's. ARGV: its new name. Nobody has written in it yet.
+const BEGIN: &str = r"
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
+return 1
+";
+
+/// KEYS: the epoch's, then each state's. ARGV: our epoch, our name, how often we have written in it, the expiry, then a sequence
+/// and a state for each. Gives Redis' epoch, and how often we have written in it now; nothing was written where the epoch is
+/// another, or the count is less than we know of.
 const WRITE_NEWER: &str = r"
-local epoch = redis.call('GET', KEYS[1])
-if epoch ~= ARGV[1] then return epoch end
+local held = redis.call('HMGET', KEYS[1], 'epoch', ARGV[2])
+local count = tonumber(held[2] or '0')
+if held[1] ~= ARGV[1] or count < tonumber(ARGV[3]) then return {held[1], count} end
 for i = 2, #KEYS do
-  local sequence = ARGV[2 * i - 1]
+  local sequence = ARGV[2 * i + 1]
   local known = redis.call('HGET', KEYS[i], 'sequence')
   if not known or tonumber(known) < tonumber(sequence) then
-    redis.call('HSET', KEYS[i], 'sequence', sequence, 'state', ARGV[2 * i])
-    redis.call('EXPIRE', KEYS[i], ARGV[2])
+    redis.call('HSET', KEYS[i], 'sequence', sequence, 'state', ARGV[2 * i + 2])
+    redis.call('EXPIRE', KEYS[i], ARGV[4])
   end
 end
-return epoch
+return {held[1], redis.call('HINCRBY', KEYS[1], ARGV[2], 1)}
 ";
 
 /// See [`super::Cache`].
 pub struct RedisCache {
+    parts: Vec<Part>,
+}
+
+/// Some of the paths, kept on one node.
+struct Part {
     shared: Arc<Shared>,
-    connection: ConnectionManager,
+    client: RedisClient,
     writer: tokio::task::JoinHandle<()>,
 }
 
 struct Shared {
+    /// What this proxy's writes are counted under.
+    proxy: String,
     epoch_key: String,
     state_prefix: String,
     expiry: Duration,
+    waiting_max: usize,
+    waiting_bytes_max: usize,
     // A std mutex: held for map operations, never across an await.
     queue: Mutex<Queue>,
     wake_up: Notify,
 }
 
-/// Without the connection, which shows its password.
 impl fmt::Debug for RedisCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisCache")
-            .field("epoch_key", &self.shared.epoch_key)
+            .field("parts", &self.parts.len())
             .finish_non_exhaustive()
     }
 }
@@ -76,6 +104,8 @@ impl fmt::Debug for RedisCache {
 struct Queue {
     trust: Trust,
     epoch: String,
+    /// How often we have written in this epoch, as Redis has said.
+    writes: u64,
     waiting: HashMap<String, v1::State>,
     waiting_bytes: usize,
     /// Sent, not yet known to have arrived; read before Redis, as `waiting` is.
@@ -94,23 +124,72 @@ enum Trust {
 }
 
 impl RedisCache {
-    pub(super) fn new(connection: ConnectionManager, prefix: &str, expiry: Duration) -> Self {
-        let shared = Arc::new(Shared {
-            epoch_key: format!("{prefix}:cache-epoch"),
-            state_prefix: format!("{prefix}:state:"),
-            expiry,
-            queue: Mutex::default(),
-            wake_up: Notify::new(),
-        });
-        let writer = tokio::spawn(write(Arc::clone(&shared), connection.clone()));
+    pub(super) fn new(client: &RedisClient, prefix: &str, expiry: Duration) -> Self {
+        let proxy = Uuid::new_v4().simple().to_string();
+        let count = client.parts();
+        let part = |number| {
+            let shared = Arc::new(Shared {
+                proxy: proxy.clone(),
+                // What stands in braces decides on the node.
+                epoch_key: format!("{prefix}:cache:{{part-{number}}}:epoch"),
+                state_prefix: format!("{prefix}:cache:{{part-{number}}}:state:"),
+                expiry,
+                waiting_max: WAITING_MAX / count,
+                waiting_bytes_max: WAITING_BYTES_MAX / count,
+                queue: Mutex::default(),
+                wake_up: Notify::new(),
+            });
+            let writer = tokio::spawn(write(Arc::clone(&shared), client.clone()));
+            Part {
+                shared,
+                client: client.clone(),
+                writer,
+            }
+        };
         Self {
-            shared,
-            connection,
-            writer,
+            parts: (0..count).map(part).collect(),
         }
     }
 
+    /// The same at all proxies.
+    fn part_of(&self, path: &str) -> &Part {
+        // FNV-1a.
+        let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let count = self.parts.len() as u64;
+        &self.parts[usize::try_from(hash % count).unwrap_or(0)]
+    }
+
     pub(super) fn put(&self, state: v1::State) {
+        self.part_of(&state.path).put(state);
+    }
+
+    pub(super) fn distrust(&self, reason: &str) {
+        for part in &self.parts {
+            part.shared.queue().lose(reason);
+            part.shared.wake_up.notify_one();
+        }
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Option<v1::State> {
+        self.part_of(path).get(path).await
+    }
+
+    pub(super) async fn flushed(&self) {
+        let arrived = async {
+            while !self.parts.iter().all(|part| part.shared.queue().is_empty()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(FLUSH_TIMEOUT, arrived).await.is_err() {
+            tracing::warn!("Redis did not take the last states; they are passed over when the proxy starts again");
+        }
+    }
+}
+
+impl Part {
+    fn put(&self, state: v1::State) {
         let mut queue = self.shared.queue();
         if queue.trust == Trust::Lost {
             return;
@@ -123,20 +202,15 @@ impl RedisCache {
         if let Some(older) = queue.waiting.insert(state.path.clone(), state) {
             queue.waiting_bytes -= older.encoded_len();
         }
-        if queue.waiting.len() > WAITING_MAX || queue.waiting_bytes > WAITING_BYTES_MAX {
+        if queue.waiting.len() > self.shared.waiting_max || queue.waiting_bytes > self.shared.waiting_bytes_max {
             queue.lose("the queue before Redis is full");
         }
         drop(queue);
         self.shared.wake_up.notify_one();
     }
 
-    pub(super) fn distrust(&self, reason: &str) {
-        self.shared.queue().lose(reason);
-        self.shared.wake_up.notify_one();
-    }
-
-    pub(super) async fn get(&self, path: &str) -> Option<v1::State> {
-        let epoch = {
+    async fn get(&self, path: &str) -> Option<v1::State> {
+        let (epoch, writes) = {
             let queue = self.shared.queue();
             if queue.trust != Trust::Held {
                 return None;
@@ -144,17 +218,20 @@ impl RedisCache {
             if let Some(state) = queue.waiting.get(path).or_else(|| queue.flying.get(path)) {
                 return Some(state.clone());
             }
-            queue.epoch.clone()
+            (queue.epoch.clone(), queue.writes)
         };
         let mut question = redis::pipe();
         question
-            .get(&self.shared.epoch_key)
+            .cmd("HMGET")
+            .arg(&self.shared.epoch_key)
+            .arg("epoch")
+            .arg(&self.shared.proxy)
             .hget(self.shared.state_key(&epoch, path), "state");
-        let mut connection = self.connection.clone();
-        let answer = question.query_async::<(Option<String>, Option<Vec<u8>>)>(&mut connection);
-        let (current, state) = timeout(READ_TIMEOUT, answer).await.ok()?.ok()?;
-        if current.as_deref() != Some(epoch.as_str()) {
-            self.shared.queue().adopt(&epoch, current);
+        let mut client = self.client.clone();
+        let answer = question.query_async::<((Option<String>, Option<u64>), Option<Vec<u8>>)>(&mut client);
+        let ((current, count), state) = timeout(READ_TIMEOUT, answer).await.ok()?.ok()?;
+        if current.as_deref() != Some(epoch.as_str()) || count.unwrap_or(0) < writes {
+            self.shared.queue().hear(&epoch, current, count.unwrap_or(0));
             self.shared.wake_up.notify_one();
             return None;
         }
@@ -162,20 +239,9 @@ impl RedisCache {
         let still_held = self.shared.queue().trust == Trust::Held;
         v1::State::decode(state?.as_slice()).ok().filter(|_| still_held)
     }
-
-    pub(super) async fn flushed(&self) {
-        let arrived = async {
-            while !self.shared.queue().is_empty() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if timeout(FLUSH_TIMEOUT, arrived).await.is_err() {
-            tracing::warn!("Redis did not take the last states; they are passed over when the proxy starts again");
-        }
-    }
 }
 
-impl Drop for RedisCache {
+impl Drop for Part {
     fn drop(&mut self) {
         self.writer.abort();
     }
@@ -200,13 +266,18 @@ impl Queue {
         self.clear();
     }
 
-    /// Another proxy has begun a new epoch, which held nothing then: ours can go on in it. No epoch at all means that
-    /// Redis has lost what it held, this proxy's writes among it.
-    fn adopt(&mut self, ours: &str, current: Option<String>) {
+    /// Takes what Redis says that does not fit what was asked in our epoch. Where another proxy has begun a new epoch, which
+    /// held nothing then, ours can go on in it. No epoch at all, or fewer of our writes than it had taken, mean that Redis has
+    /// lost some.
+    fn hear(&mut self, ours: &str, current: Option<String>, count: u64) {
         match current {
             _ if self.epoch != ours || self.trust != Trust::Held => {}
-            Some(current) => self.epoch = current,
-            None => self.lose("Redis has lost what it held"),
+            Some(current) if current != ours => {
+                self.epoch = current;
+                self.writes = 0;
+            }
+            Some(_) if count >= self.writes => self.writes = count,
+            _ => self.lose("Redis has lost what it held"),
         }
     }
 
@@ -231,9 +302,9 @@ impl Queue {
     }
 }
 
-/// Carries states to Redis, and begins a new epoch whenever trust was lost.
-async fn write(shared: Arc<Shared>, mut connection: ConnectionManager) {
-    let script = Script::new(WRITE_NEWER);
+/// Carries states to Redis, looks whether it has gone back, and begins a new epoch whenever trust was lost.
+async fn write(shared: Arc<Shared>, mut client: RedisClient) {
+    let (begin, write_newer) = (Script::new(BEGIN), Script::new(WRITE_NEWER));
     let mut first_epoch = true;
     loop {
         let (trust, idle) = {
@@ -245,29 +316,31 @@ async fn write(shared: Arc<Shared>, mut connection: ConnectionManager) {
             if !std::mem::take(&mut first_epoch) {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
-            if let Err(error) = claim(&shared, &mut connection).await {
+            if let Err(error) = claim(&shared, &begin, &mut client).await {
                 tracing::debug!(%error, "Redis takes no new epoch yet");
             }
-        } else if idle {
-            shared.wake_up.notified().await;
-        } else if let Err(error) = fly(&shared, &script, &mut connection).await {
+            continue;
+        }
+        // Nothing is written too: it counts, and is refused where there is no master any more.
+        if idle && timeout(LOOK_INTERVAL, shared.wake_up.notified()).await.is_ok() {
+            continue;
+        }
+        if let Err(error) = fly(&shared, &write_newer, &mut client).await {
             shared.queue().lose(&error.to_string());
         }
     }
 }
 
-async fn claim(shared: &Shared, connection: &mut ConnectionManager) -> Result<(), RedisError> {
+async fn claim(shared: &Shared, begin: &Script, client: &mut RedisClient) -> Result<(), RedisError> {
     let epoch = Uuid::new_v4().simple().to_string();
     {
         let mut queue = shared.queue();
         queue.clear();
         queue.trust = Trust::Claiming;
     }
-    let claimed = redis::cmd("SET")
-        .arg(&shared.epoch_key)
-        .arg(&epoch)
-        .query_async::<()>(connection)
-        .await;
+    let mut call = Call::default();
+    call.key(&shared.epoch_key).arg(&epoch);
+    let claimed = begin.run::<()>(client, &call).await;
     let mut queue = shared.queue();
     if claimed.is_err() {
         queue.trust = Trust::Lost;
@@ -275,34 +348,39 @@ async fn claim(shared: &Shared, connection: &mut ConnectionManager) -> Result<()
     } else if queue.trust == Trust::Claiming {
         queue.trust = Trust::Held;
         queue.epoch = epoch;
-        tracing::info!("the cache in Redis is read");
+        queue.writes = 0;
+        tracing::info!(part = shared.epoch_key, "the cache in Redis is read");
     }
     claimed
 }
 
-async fn fly(shared: &Shared, script: &Script, connection: &mut ConnectionManager) -> Result<(), RedisError> {
-    let (epoch, flight) = {
+async fn fly(shared: &Shared, write_newer: &Script, client: &mut RedisClient) -> Result<(), RedisError> {
+    let (epoch, writes, flight) = {
         let mut queue = shared.queue();
         if queue.flying.is_empty() {
             queue.take_flight();
         }
         let flight: Vec<v1::State> = queue.flying.values().cloned().collect();
-        (queue.epoch.clone(), flight)
+        (queue.epoch.clone(), queue.writes, flight)
     };
-    let mut call = script.key(&shared.epoch_key);
-    call.arg(&epoch).arg(shared.expiry.as_secs());
+    let mut call = Call::default();
+    call.key(&shared.epoch_key)
+        .arg(&epoch)
+        .arg(&shared.proxy)
+        .arg(writes)
+        .arg(shared.expiry.as_secs());
     for state in &flight {
         call.key(shared.state_key(&epoch, &state.path))
             .arg(state.stream_sequence)
             .arg(state.encode_to_vec());
     }
-    let current: Option<String> = call.invoke_async(connection).await?;
+    let (current, count): (Option<String>, u64) = write_newer.run(client, &call).await?;
     let mut queue = shared.queue();
-    if current.as_deref() == Some(epoch.as_str()) {
+    // Written, and counted once more than before.
+    if current.as_deref() == Some(epoch.as_str()) && count > writes && queue.epoch == epoch {
         queue.flying.clear();
-    } else {
-        queue.adopt(&epoch, current);
     }
+    queue.hear(&epoch, current, count);
     Ok(())
 }
 
@@ -348,9 +426,9 @@ mod tests {
     fn another_proxys_epoch_is_adopted_with_what_waits_for_it() {
         let mut queue = held();
         wait(&mut queue, "a");
-        queue.adopt("ours", Some("theirs".to_owned()));
+        queue.hear("ours", Some("theirs".to_owned()), 0);
         assert!(queue.trust == Trust::Held && queue.epoch == "theirs" && queue.waiting.len() == 1);
-        queue.adopt("ours", Some("late".to_owned()));
+        queue.hear("ours", Some("late".to_owned()), 0);
         assert_eq!(queue.epoch, "theirs", "an answer to an older question changes nothing");
     }
 
@@ -358,7 +436,21 @@ mod tests {
     fn a_redis_that_forgot_its_epoch_is_not_trusted() {
         let mut queue = held();
         wait(&mut queue, "a");
-        queue.adopt("ours", None);
+        queue.hear("ours", None, 0);
         assert!(queue.trust == Trust::Lost && queue.is_empty());
+    }
+
+    #[test]
+    fn a_redis_that_counts_fewer_writes_than_it_had_taken_is_not_trusted() {
+        let mut queue = Queue { writes: 7, ..held() };
+        queue.hear("ours", Some("ours".to_owned()), 8);
+        assert!(queue.trust == Trust::Held && queue.writes == 8);
+        queue.hear("theirs", Some("theirs".to_owned()), 1);
+        assert!(
+            queue.trust == Trust::Held,
+            "an answer to another question changes nothing"
+        );
+        queue.hear("ours", Some("ours".to_owned()), 7);
+        assert!(queue.trust == Trust::Lost);
     }
 }

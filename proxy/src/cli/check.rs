@@ -12,7 +12,7 @@ use crate::{
     config::{Config, Redis},
     embed::{Embedder, ProviderSettings, Settings},
     keyring::{KEYRING_VARIABLE, Keyring},
-    redis_client,
+    redis_client::RedisClient,
     store::{Connection, Store},
     tls::{self, Tls},
     validate::types_file::Rules,
@@ -120,7 +120,13 @@ async fn database(config: &Config) -> Result<String, Problem> {
         }
     }
     let store = Store::connect(&config.store).await?;
-    let found = async { Ok::<_, Problem>((store.schema_version().await?, store.embedding_space().await?)) }.await;
+    let found = async {
+        Ok::<_, Problem>((
+            store.schema_version().await?,
+            store.embedding_space().await?,
+        ))
+    };
+    let found = found.await;
     store.close().await;
     let (version, space) = found?;
     let is_off = matches!(config.embedding.provider, ProviderSettings::Off);
@@ -164,23 +170,16 @@ async fn redis(settings: Option<&Redis>) -> Result<String, Problem> {
     let Some(settings) = settings else {
         return Ok("ok (not used: cache and publishing live inside the process)".to_owned());
     };
-    let ping = async {
-        let mut connection = redis_client::connect(settings)?;
-        redis::cmd("PING").query_async::<()>(&mut connection).await
-    };
-    let unreachable = |reason: &str| {
-        let (host, port) = (&settings.host, settings.port);
+    let of = |reason: String| {
+        let addresses: Vec<String> = settings.addresses.iter().map(ToString::to_string).collect();
         let sentence = format!(
-            "Redis at {host}:{port} cannot be reached ({reason}): check redis_host, redis_port and redis_password; \
-             the proxy serves without it, reading from Postgres"
+            "Redis at {} {reason}; the proxy serves without it, reading from Postgres",
+            addresses.join(", ")
         );
         Problem::new(Code::RedisUnreachable, sentence)
     };
-    match timeout(ANSWER_TIMEOUT, ping).await {
-        Ok(Ok(())) => Ok("ok".to_owned()),
-        Ok(Err(error)) => Err(unreachable(&error.to_string())),
-        Err(_) => Err(unreachable("it does not answer")),
-    }
+    let mut client = RedisClient::open(settings).map_err(|error| of(format!("cannot be used ({error})")))?;
+    client.check().await.map_err(of)
 }
 
 /// Asks the provider for one vector.

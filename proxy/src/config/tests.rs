@@ -231,3 +231,44 @@ fn mistakes_in_the_settings_of_embeddings_are_told_with_what_to_do_and_the_key_n
     let config = resolve(&ours, &EMBEDDED).expect("loopback");
     assert!(!format!("{config:?}").contains("hunter"));
 }
+
+#[test]
+fn mistakes_in_the_settings_of_redis_are_told_with_what_to_do_and_passwords_never() {
+    let sentinel = "redis_mode = sentinel\nredis_host = a:26379, b:26379\n";
+    for (written, what_to_do) in [
+        (
+            "redis_mode = ring\nredis_host = a",
+            "expected standalone, sentinel or cluster",
+        ),
+        ("redis_host = a, b", "is one server"),
+        ("redis_host = redis://a", "expected a host or host:port"),
+        ("redis_mode = cluster", "name some nodes of the cluster"),
+        (
+            "redis_mode = cluster\nredis_host = a\nredis_db = 1",
+            "leave redis_db out",
+        ),
+        (sentinel, "say what the Sentinels call the master"),
+        ("redis_mode = sentinel\nredis_sentinel_master = m", "name the Sentinels"),
+        (
+            "redis_host = a\nredis_sentinel_master = m",
+            "redis_mode = sentinel alone",
+        ),
+        (
+            "redis_host = a\nredis_sentinel_password = hunter2",
+            "redis_mode = sentinel alone",
+        ),
+    ] {
+        let told = resolve(written, &EMBEDDED).expect_err(written).to_string();
+        assert!(
+            told.contains(what_to_do) && !told.contains("hunter"),
+            "{written}: {told}"
+        );
+    }
+    let good = format!("{sentinel}redis_sentinel_master = m\nredis_sentinel_password = hunter2\nredis_db = 3\n");
+    let config = resolve(&good, &EMBEDDED).expect("valid");
+    assert!(!format!("{config:?}").contains("hunter"));
+    let redis = config.redis.expect("named");
+    let addresses: Vec<String> = redis.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!((addresses.join(" ").as_str(), redis.db), ("a:26379 b:26379", 3));
+    assert!(matches!(redis.mode, RedisMode::Sentinel { master, .. } if master == "m"));
+}

@@ -17,7 +17,6 @@ mod redis;
 
 use std::time::Duration;
 
-use ::redis::aio::ConnectionManager;
 use p2p_sync_proto::{
     Code, Position, Problem,
     cache::{SHARED_PREFIX, check_channel, check_key, check_own_key, check_value},
@@ -29,6 +28,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use self::{process::ProcessSpaces, redis::RedisSpaces};
+use crate::redis_client::RedisClient;
 
 /// Keys, values and [`ENTRY_BYTES`] for each, of one host.
 const HOST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -100,8 +100,8 @@ impl HostCache {
     }
 
     /// Spaces in Redis, shared by the proxies of one database.
-    pub fn redis(connection: ConnectionManager, prefix: &str) -> Self {
-        Self::new(Place::Redis(RedisSpaces::new(connection, prefix)))
+    pub fn redis(client: RedisClient, prefix: &str) -> Self {
+        Self::new(Place::Redis(RedisSpaces::new(client, prefix)))
     }
 
     fn new(place: Place) -> Self {

@@ -8,10 +8,11 @@
 use std::{fmt, time::Duration};
 
 use p2p_sync_proto::{Code, Problem, v1};
-use redis::{AsyncTypedCommands as _, RedisError, Script, ScriptInvocation, aio::ConnectionManager};
+use redis::{AsyncTypedCommands as _, RedisError};
 use uuid::Uuid;
 
 use super::{ENTRY_BYTES, Found, HOST_BYTES_MAX, HOST_ENTRIES_MAX, Writer, overtaken, to_wire};
+use crate::redis_client::{Call, RedisClient, Script};
 
 /// Begins each write. KEYS, behind its own: where the last write's position is. ARGV, behind its own: incarnation and
 /// sequence. Gives -1, and does nothing, where the last write is as new. Where Redis has evicted the position alone, the values
@@ -83,7 +84,7 @@ return 1
 
 /// See [`super::HostCache`].
 pub(super) struct RedisSpaces {
-    connection: ConnectionManager,
+    client: RedisClient,
     prefix: String,
     set: Script,
     get: Script,
@@ -101,9 +102,9 @@ impl fmt::Debug for RedisSpaces {
 }
 
 impl RedisSpaces {
-    pub(super) fn new(connection: ConnectionManager, prefix: &str) -> Self {
+    pub(super) fn new(client: RedisClient, prefix: &str) -> Self {
         Self {
-            connection,
+            client,
             prefix: prefix.to_owned(),
             set: writing(SET),
             get: Script::new(GET),
@@ -114,12 +115,10 @@ impl RedisSpaces {
 
     pub(super) async fn get(&self, host_id: Uuid, key: &str) -> Result<Found, Problem> {
         let [values, expiries] = self.space(host_id);
-        let mut call = self.get.key(values);
-        let asked = call.key(expiries).arg(key);
-        let (left, value): (u64, String) = asked
-            .invoke_async(&mut self.connection.clone())
-            .await
-            .map_err(|error| unavailable(&error))?;
+        let mut call = Call::default();
+        call.key(values).key(expiries).arg(key);
+        let answered = self.get.run(&mut self.client.clone(), &call).await;
+        let (left, value): (u64, String) = answered.map_err(|error| unavailable(&error))?;
         Ok((left > 0).then(|| to_wire(value, Duration::from_millis(left))))
     }
 
@@ -130,29 +129,30 @@ impl RedisSpaces {
     pub(super) async fn set(&self, writer: Writer, key: &str, value: &str, expiry: Duration) -> Result<(), Problem> {
         let [values, expiries] = self.space(writer.host_id);
         let expiry_ms = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
-        let mut call = self.set.key(values);
-        call.key(expiries)
+        let mut call = Call::default();
+        call.key(values)
+            .key(expiries)
             .arg(key)
             .arg(value)
             .arg(expiry_ms)
             .arg(HOST_BYTES_MAX)
             .arg(HOST_ENTRIES_MAX)
             .arg(ENTRY_BYTES);
-        self.write(writer, call).await.map(drop)
+        self.write(writer, &self.set, call).await.map(drop)
     }
 
     pub(super) async fn delete(&self, writer: Writer, key: &str) -> Result<bool, Problem> {
         let [values, expiries] = self.space(writer.host_id);
-        let mut call = self.delete.key(values);
-        call.key(expiries).arg(key).arg(ENTRY_BYTES);
-        self.write(writer, call).await
+        let mut call = Call::default();
+        call.key(values).key(expiries).arg(key).arg(ENTRY_BYTES);
+        self.write(writer, &self.delete, call).await
     }
 
     /// Runs a write's script; gives whether there was something to do.
-    async fn write(&self, writer: Writer, mut call: ScriptInvocation<'_>) -> Result<bool, Problem> {
+    async fn write(&self, writer: Writer, script: &Script, mut call: Call) -> Result<bool, Problem> {
         let [incarnation, sequence] = [writer.position.incarnation, writer.position.sequence];
         call.key(self.written(writer.host_id)).arg(incarnation).arg(sequence);
-        let answered: Result<i64, RedisError> = call.invoke_async(&mut self.connection.clone()).await;
+        let answered: Result<i64, RedisError> = script.run(&mut self.client.clone(), &call).await;
         match answered.map_err(|error| unavailable(&error))? {
             -1 => Err(overtaken()),
             done => Ok(done > 0),
@@ -164,7 +164,7 @@ impl RedisSpaces {
         let mut question = redis::pipe();
         question.get(&key).pttl(&key);
         let (value, left_ms): (Option<String>, i64) = question
-            .query_async(&mut self.connection.clone())
+            .query_async(&mut self.client.clone())
             .await
             .map_err(|error| unavailable(&error))?;
         Ok(value.map(|value| v1::CacheValue {
@@ -174,15 +174,15 @@ impl RedisSpaces {
     }
 
     pub(super) async fn exists_shared(&self, name: &str) -> Result<bool, Problem> {
-        let asked = self.connection.clone().exists(self.shared(name)).await;
+        let asked = self.client.clone().exists(self.shared(name)).await;
         asked.map_err(|error| unavailable(&error))
     }
 
     pub(super) async fn publish(&self, writer: Writer, channel: &str, message: &str) -> Result<(), Problem> {
         let channel = format!("{}:host:{}:{channel}", self.prefix, writer.host_id);
-        let mut call = self.publish.prepare_invoke();
+        let mut call = Call::default();
         call.arg(channel).arg(message);
-        self.write(writer, call).await.map(drop)
+        self.write(writer, &self.publish, call).await.map(drop)
     }
 
     /// The braces keep both keys in one slot of a cluster.

@@ -11,7 +11,6 @@ use std::{
 };
 
 use p2p_sync_proto::{Code, Problem, ids::new_id, v1};
-use redis::aio::ConnectionManager;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, watch},
     time::{sleep, timeout},
@@ -23,6 +22,7 @@ use crate::{
     admission::hosts::{AttendPlace, Host},
     open::Sender,
     pipeline::Hub,
+    redis_client::RedisClient,
     store::{Standing, Store},
     streams::End,
 };
@@ -68,21 +68,17 @@ impl Attends {
     }
 
     /// For one of several proxies; the task that tells the others ends when this is dropped.
-    pub fn redis(connection: ConnectionManager, prefix: &str) -> Self {
+    pub fn redis(client: RedisClient, prefix: &str) -> Self {
         let attends = Self::default();
         let (tell, channel) = (Arc::downgrade(&attends.tell), channel(prefix));
         tokio::spawn(async move {
-            let mut connection = connection;
+            let mut client = client;
             while let Some(tell) = tell.upgrade() {
                 // Looked at now and then, for nobody tells when it is dropped.
                 let Ok(()) = timeout(HEARTBEAT, tell.notified()).await else {
                     continue;
                 };
-                let told: redis::RedisResult<i64> = redis::cmd("PUBLISH")
-                    .arg(&channel)
-                    .arg("")
-                    .query_async(&mut connection)
-                    .await;
+                let told = client.publish(redis::pipe().publish(&channel, "")).await;
                 if let Err(error) = told {
                     tracing::debug!(%error, "other proxies are not told that maps changed hands; they look by themselves");
                 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use p2p_sync_proto::v1;
 use prost::Message as _;
-use redis::{Client, Msg, RedisResult, aio::PubSubSink};
+use redis::{Msg, RedisResult, aio::PubSubSink};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
@@ -15,9 +15,10 @@ use super::{
 use crate::{
     hosts::attend::{self, Attends},
     pipeline::Hub,
+    redis_client::RedisClient,
 };
 
-/// For Redis to take a connection or to answer.
+/// For Redis to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that died without a word is noticed after this and the time for an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
@@ -30,7 +31,7 @@ pub fn channel(prefix: &str, stream: &str) -> String {
 }
 
 /// Hears what is published of the streams that are followed, and that maps change hands, as long as the proxy serves.
-pub async fn listen(hub: Arc<Hub>, client: Client, prefix: String) {
+pub async fn listen(hub: Arc<Hub>, client: RedisClient, prefix: String) {
     let streams = Arc::clone(&hub.streams);
     let mut delay = RETRY_DELAYS.0;
     let mut told = false;
@@ -57,11 +58,11 @@ pub async fn listen(hub: Arc<Hub>, client: Client, prefix: String) {
 async fn hear(
     streams: &Arc<Streams>,
     attends: &Attends,
-    client: &Client,
+    client: &RedisClient,
     prefix: &str,
     delay: &mut Duration,
 ) -> RedisResult<()> {
-    let pubsub = within(client.get_async_pubsub()).await?;
+    let pubsub = client.hear().await?;
     let (mut sink, mut messages) = pubsub.split();
     let mut heard = HashSet::new();
     let maps = attend::channel(prefix);

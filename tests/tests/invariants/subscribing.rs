@@ -29,16 +29,16 @@ use crate::{
 };
 
 /// A host without an agent, connected, that counts its operations.
-struct Writer {
-    host: WireHost,
-    channel: Channel,
+pub(crate) struct Writer {
+    pub(crate) host: WireHost,
+    pub(crate) channel: Channel,
     sequence: u64,
     /// The last message on each path of chat, which each follows.
     said: HashMap<String, u64>,
 }
 
 impl Writer {
-    async fn connect(endpoint: &str, credential: &str) -> Self {
+    pub(crate) async fn connect(endpoint: &str, credential: &str) -> Self {
         let host = WireHost::new(endpoint, credential);
         let channel = host.connect().await;
         Self {
@@ -49,7 +49,7 @@ impl Writer {
         }
     }
 
-    fn next(&mut self, path: &str, payload: Option<&str>) -> Operation {
+    pub(crate) fn next(&mut self, path: &str, payload: Option<&str>) -> Operation {
         self.sequence += 1;
         let operation = self.host.operation(self.sequence, path, payload);
         if path.contains("CHAT") {
@@ -60,7 +60,7 @@ impl Writer {
     }
 
     /// Drops that replace one another, and messages that do not.
-    fn some(&mut self, map: &str, many: u64) -> Vec<Operation> {
+    pub(crate) fn some(&mut self, map: &str, many: u64) -> Vec<Operation> {
         let all = (0..many).map(|number| {
             if number % 3 == 0 {
                 self.next(&format!("{map}/CHAT_MESSAGE/1"), Some(r#"{"char_id":1,"text":"hi"}"#))
@@ -71,13 +71,13 @@ impl Writer {
         all.collect()
     }
 
-    async fn critical(&mut self, operations: &[Operation]) {
+    pub(crate) async fn critical(&mut self, operations: &[Operation]) {
         let sealed = self.host.seal(Lane::Critical, &batch(operations));
         let reply = self.host.critical(&self.channel, sealed).await.expect("answered");
         assert_applied(&reply);
     }
 
-    async fn bulk(&mut self, operations: &[Operation]) {
+    pub(crate) async fn bulk(&mut self, operations: &[Operation]) {
         let sealed = self.host.seal(Lane::Bulk, &batch(operations));
         let replies = self.host.bulk(&self.channel, vec![sealed]).await.expect("answered");
         assert_applied(&replies[0]);
@@ -92,7 +92,7 @@ fn assert_applied(reply: &BatchReply) {
 }
 
 /// Takes what is told until it `is_done`.
-async fn follow(subscriber: &mut Subscriber, told: &mut Told, mut is_done: impl FnMut(&Told) -> bool) {
+pub(crate) async fn follow(subscriber: &mut Subscriber, told: &mut Told, mut is_done: impl FnMut(&Told) -> bool) {
     let done = async {
         while !is_done(told) {
             let update = subscriber.next().await.expect("the stream goes on").expect("not over");
@@ -115,18 +115,18 @@ async fn last(subscriber: &mut Subscriber) -> Option<Update> {
     last
 }
 
-fn at(told: &Told, stream: &str) -> u64 {
+pub(crate) fn at(told: &Told, stream: &str) -> u64 {
     told.at.get(stream).copied().unwrap_or(0)
 }
 
 /// The last position of a stream that something is at.
-fn last_of(world: &World, stream: &str) -> u64 {
+pub(crate) fn last_of(world: &World, stream: &str) -> u64 {
     let sql = "SELECT coalesce(max(stream_sequence), 0) FROM p2p_sync.states WHERE stream = $1";
     u64::try_from(world.rows(sql, &[&stream])[0].get::<_, i64>(0)).expect("never negative")
 }
 
 /// Panics unless what was told of a stream is what the hub holds: the newest of each path, and each message.
-fn assert_all_is_told(world: &World, told: &Told, stream: &str) {
+pub(crate) fn assert_all_is_told(world: &World, told: &Told, stream: &str) {
     let states = "SELECT path, stream_sequence FROM p2p_sync.states WHERE stream = $1 ORDER BY path";
     let held: BTreeMap<String, u64> = world
         .rows(states, &[&stream])
@@ -554,6 +554,88 @@ async fn write_until(stop: Arc<AtomicBool>, mut writer: Writer, number: usize) -
     written
 }
 
+/// Two proxies under load: by each half of the subscriptions to a map, and one that writes to it as fast as it is answered.
+pub(crate) struct Load {
+    goals: watch::Sender<Goal>,
+    client: tokio_postgres::Client,
+}
+
+/// What came of a [`Load`].
+pub(crate) struct Account {
+    pub(crate) written: usize,
+    /// How long each subscription took to each goal, the shortest first.
+    pub(crate) times: Vec<Duration>,
+}
+
+impl Account {
+    pub(crate) fn p99(&self) -> Duration {
+        self.times[self.times.len() * 99 / 100]
+    }
+}
+
+impl Load {
+    /// Runs it while `disturb` goes on, and compares what each subscription was told with what the hub holds.
+    pub(crate) async fn run(
+        world: &World,
+        endpoints: &[String; 2],
+        subscriptions: usize,
+        disturb: impl AsyncFnOnce(&Self),
+    ) -> Account {
+        let (goals, _) = watch::channel(Goal {
+            head: 0,
+            since: Instant::now(),
+            is_last: false,
+        });
+        let mut following = Vec::new();
+        for number in 0..subscriptions {
+            let reader = Writer::connect(&endpoints[number % 2], &world.hub.add_host(2)).await;
+            let subscriber = reader.host.subscribe(&reader.channel, &from(&[("prontera", 0)])).await;
+            following.push(tokio::spawn(follow_goals(subscriber, reader, goals.subscribe())));
+        }
+        let stop: Arc<AtomicBool> = Arc::default();
+        let mut writing = Vec::new();
+        for (number, endpoint) in endpoints.iter().enumerate() {
+            let writer = Writer::connect(endpoint, &world.hub.add_host(1)).await;
+            writing.push(tokio::spawn(write_until(stop.clone(), writer, number)));
+        }
+        let load = Self {
+            goals,
+            client: world.client(),
+        };
+        disturb(&load).await;
+        stop.store(true, Ordering::SeqCst);
+        let mut written = 0;
+        for writer in writing {
+            written += writer.await.expect("no panic");
+        }
+        load.goal(true).await;
+        let mut times = Vec::new();
+        for followed in following {
+            let (told, catching_up) = followed.await.expect("nothing was missed, nothing out of order");
+            assert_eq!(told.snapshots, 1);
+            assert_all_is_told(world, &told, "prontera");
+            times.extend(catching_up);
+        }
+        times.sort_unstable();
+        Account { written, times }
+    }
+
+    /// What is committed by now is to come soon.
+    pub(crate) async fn reach(&self) {
+        self.goal(false).await;
+    }
+
+    async fn goal(&self, is_last: bool) {
+        let sql = "SELECT head FROM p2p_sync.map_states WHERE stream = 'prontera'";
+        let rows = self.client.query(sql, &[]).await.expect("valid SQL");
+        self.goals.send_replace(Goal {
+            head: rows.first().map_or(0, |row| row.get::<_, i64>(0).cast_unsigned()),
+            since: Instant::now(),
+            is_last,
+        });
+    }
+}
+
 /// Redis dies and comes back again and again while a host writes as fast as it is answered, by both proxies' subscribers.
 #[test]
 fn invariant_08_redis_killed_under_subscription_leaves_no_gap_and_nothing_out_of_order() {
@@ -564,73 +646,27 @@ fn invariant_08_redis_killed_under_subscription_leaves_no_gap_and_nothing_out_of
     world.hub.start();
     let mut other = world.another_proxy();
     let endpoints = [world.endpoint(), other.start()];
-    let client = world.client();
-    run(async {
-        let (goals, _) = watch::channel(Goal {
-            head: 0,
-            since: Instant::now(),
-            is_last: false,
-        });
-        let mut following = Vec::new();
-        for number in 0..SUBSCRIPTIONS {
-            let reader = Writer::connect(&endpoints[number % 2], &world.hub.add_host(2)).await;
-            let subscriber = reader.host.subscribe(&reader.channel, &from(&[("prontera", 0)])).await;
-            following.push(tokio::spawn(follow_goals(subscriber, reader, goals.subscribe())));
-        }
-        let writers = endpoints.clone().map(|endpoint| (endpoint, world.hub.add_host(1)));
-        let stop: Arc<AtomicBool> = Arc::default();
-        let mut writing = Vec::new();
-        for (number, (endpoint, credential)) in writers.into_iter().enumerate() {
-            let stop = stop.clone();
-            let writer = Writer::connect(&endpoint, &credential).await;
-            writing.push(tokio::spawn(write_until(stop, writer, number)));
-        }
-        let head = async || {
-            let sql = "SELECT head FROM p2p_sync.map_states WHERE stream = 'prontera'";
-            let rows = client.query(sql, &[]).await.expect("valid SQL");
-            rows.first().map_or(0, |row| row.get::<_, i64>(0).cast_unsigned())
-        };
+    let account = run(Load::run(&world, &endpoints, SUBSCRIPTIONS, async |load| {
         for number in 0..kills() {
             tokio::time::sleep(Duration::from_millis(100 + fastrand::u64(..200))).await;
             redis.kill();
             // What is committed by now comes without Redis.
-            goals.send_replace(Goal {
-                head: head().await,
-                since: Instant::now(),
-                is_last: false,
-            });
+            load.reach().await;
             tokio::time::sleep(Duration::from_millis(fastrand::u64(..300))).await;
             redis.start().await;
             if number % 100 == 99 {
                 eprintln!("Redis was killed {} times", number + 1);
             }
         }
-        stop.store(true, Ordering::SeqCst);
-        let mut written = 0;
-        for writer in writing {
-            written += writer.await.expect("no panic");
-        }
-        goals.send_replace(Goal {
-            head: head().await,
-            since: Instant::now(),
-            is_last: true,
-        });
-        let mut times = Vec::new();
-        for followed in following {
-            let (told, catching_up) = followed.await.expect("nothing was missed, nothing out of order");
-            assert_eq!(told.snapshots, 1);
-            assert_all_is_told(&world, &told, "prontera");
-            times.extend(catching_up);
-        }
-        times.sort_unstable();
-        let p99 = times[times.len() * 99 / 100];
-        eprintln!(
-            "Redis killed {} times, {written} operations, {SUBSCRIPTIONS} subscriptions: caught up in {:?} at p50, {p99:?} at \
-             p99, {:?} at most",
-            kills(),
-            times[times.len() / 2],
-            times[times.len() - 1]
-        );
-        assert!(p99 < Duration::from_secs(1), "caught up in {p99:?} at p99");
-    });
+    }));
+    let (times, p99) = (&account.times, account.p99());
+    eprintln!(
+        "Redis killed {} times, {} operations, {SUBSCRIPTIONS} subscriptions: caught up in {:?} at p50, {p99:?} at p99, {:?} at \
+         most",
+        kills(),
+        account.written,
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    assert!(p99 < Duration::from_secs(1), "caught up in {p99:?} at p99");
 }

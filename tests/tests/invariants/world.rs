@@ -89,16 +89,24 @@ impl World {
 
     /// A hub on given servers, not started.
     pub(crate) fn on(postgres_url: &str, redis_url: &str, settings: &[(&str, String)]) -> Self {
+        let redis = redis_url.trim_start_matches("redis://").trim_end_matches('/');
+        let (redis_host, redis_port) = redis.rsplit_once(':').expect("a URL with host and port");
+        let mut all = vec![
+            ("redis_host", redis_host.to_owned()),
+            ("redis_port", redis_port.to_owned()),
+        ];
+        all.extend_from_slice(settings);
+        Self::of(postgres_url, &all)
+    }
+
+    /// As [`Self::on`], with a Redis that the settings name.
+    pub(crate) fn of(postgres_url: &str, settings: &[(&str, String)]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("p2p-sync-invariants-")
             .tempdir()
             .expect("a folder can be made");
-        let redis = redis_url.trim_start_matches("redis://").trim_end_matches('/');
-        let (redis_host, redis_port) = redis.rsplit_once(':').expect("a URL with host and port");
         let mut all = vec![
             ("port", free_port().to_string()),
-            ("redis_host", redis_host.to_owned()),
-            ("redis_port", redis_port.to_owned()),
             ("redis_prefix", format!("t-{}", Uuid::new_v4().simple())),
         ];
         all.extend_from_slice(settings);
