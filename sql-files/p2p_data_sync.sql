@@ -50,10 +50,15 @@ CREATE TABLE IF NOT EXISTS p2p_sync.hub (
     hub_id    uuid NOT NULL DEFAULT gen_random_uuid(),
     timeline  bigint NOT NULL DEFAULT 1,
     alive_at  timestamptz NOT NULL DEFAULT now(),
-    edits     bigint NOT NULL DEFAULT 0
+    edits     bigint NOT NULL DEFAULT 0,
+    server    text
 );
 COMMENT ON COLUMN p2p_sync.hub.timeline IS
-    'Raise it after restoring a backup or failing over to a replica that may lack commits: hosts and subscribers resync';
+    'Grows when the database may have gone back: by itself where another server is found under it, see note_server. Raise it by '
+    'hand after a copy of the data directory was put back on the same server. Subscribers resync, tenures jump ahead';
+COMMENT ON COLUMN p2p_sync.hub.server IS
+    'Which Postgres it was when a proxy connected last: the cluster''s own number, and the timeline of its log, which each '
+    'promotion of a replica and each recovery to a point in time raises';
 COMMENT ON COLUMN p2p_sync.hub.alive_at IS
     'When a proxy last noted that the hub serves: the time it was away does not count towards the end of a lease. Whether '
     'another''s lease has run out is asked of this time and not of the clock, which runs on while the hub is away';
@@ -690,6 +695,25 @@ LANGUAGE sql STABLE AS $$
             WHERE host_id = p_host AND incarnation >= p_incarnation AND closed);
 $$;
 
+-- Notes which Postgres the hub is on, before a connection is used for anything else, and raises the hub's timeline where it is
+-- another one than before: a replica that was promoted may lack commits, and so may a backup that was restored.
+CREATE OR REPLACE FUNCTION p2p_sync.note_server() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_server text := (SELECT system_identifier FROM pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+BEGIN
+    IF NOT EXISTS (SELECT FROM p2p_sync.hub WHERE server = v_server) THEN
+        -- Asked again by who waited for the row.
+        UPDATE p2p_sync.hub SET server = v_server, timeline = timeline + (server IS NOT NULL)::integer
+            WHERE server IS DISTINCT FROM v_server;
+    END IF;
+END $$;
+
+-- What comes after a tenure, or a number of an edit: beyond all that may have been given out and lost since the database went
+-- back, of which a million are kept for each of the hub's timelines.
+CREATE OR REPLACE FUNCTION p2p_sync.after_number(p_last bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT greatest(coalesce(p_last, 0) + 1, (timeline - 1) * 1000000 + 1) FROM p2p_sync.hub;
+$$;
+
 -- Locks a stream as its writers do, making its row: for whoever changes who may write it.
 CREATE OR REPLACE FUNCTION p2p_sync.lock_stream(p_stream text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) SELECT p_stream, 0, hub_id FROM p2p_sync.hub
@@ -705,10 +729,10 @@ BEGIN
     UPDATE p2p_sync.map_tenures AS t SET ended_at = now(), ended_by = p_ended_by FROM p2p_sync.host_assignments AS a
         WHERE a.map = p_map AND t.map = a.map AND t.tenure = a.tenure AND t.ended_at IS NULL;
     INSERT INTO p2p_sync.host_assignments AS a (map, host_id, tenure, expires_at, granted_at, stream_head)
-        SELECT p_map, p_host, 1, clock_timestamp() + p_lease, clock_timestamp(), head
+        SELECT p_map, p_host, p2p_sync.after_number(0), clock_timestamp() + p_lease, clock_timestamp(), head
             FROM p2p_sync.map_states WHERE stream = p_map
         ON CONFLICT (map) DO UPDATE SET
-            host_id = excluded.host_id, tenure = a.tenure + 1, expires_at = excluded.expires_at,
+            host_id = excluded.host_id, tenure = p2p_sync.after_number(a.tenure), expires_at = excluded.expires_at,
             granted_at = excluded.granted_at, stream_head = excluded.stream_head,
             backups = array_remove(a.backups, p_host), assistants = array_remove(a.assistants, p_host),
             successor = NULL, catch_up_until = NULL, hand_over_until = NULL
@@ -1290,7 +1314,7 @@ BEGIN
         v_stays := FOUND;
     END IF;
     IF NOT v_stays THEN
-        v_greatest := v_greatest + 1;
+        v_greatest := p2p_sync.after_number(v_greatest);
         UPDATE p2p_sync.player_tenures SET ended_incarnation = p_incarnation, ended_sequence = p_sequence, ended_at = now()
             WHERE char_id = p_char AND host_id = p_host AND ended_at IS NULL;
         INSERT INTO p2p_sync.player_tenures (char_id, account_id, tenure, host_id, began_incarnation, began_sequence)
@@ -1415,7 +1439,7 @@ DECLARE
     v_there record;
     v_tenure bigint;
 BEGIN
-    UPDATE p2p_sync.hub SET edits = edits + 1 RETURNING hub_id, edits INTO v_hub, v_edit;
+    UPDATE p2p_sync.hub SET edits = p2p_sync.after_number(edits) RETURNING hub_id, edits INTO v_hub, v_edit;
     INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) VALUES (v_stream, 1, v_hub)
         ON CONFLICT (stream) DO UPDATE SET head = m.head + 1
         RETURNING head INTO v_number;

@@ -395,8 +395,9 @@ async fn probe(hub: Arc<Hub>, health: HealthReporter, ready: Ready) {
         let asked = timeout(PROBE_INTERVAL, hub.store.pulse()).await;
         let answers = match asked {
             Ok(Ok((timeline, made))) => {
-                hub.timeline.store(timeline, Ordering::Relaxed);
-                if edits.is_cache_behind(made) {
+                // A database that went back knows nothing of the newest that the cache has.
+                let went_back = hub.timeline.swap(timeline, std::sync::atomic::Ordering::Relaxed) != timeline;
+                if edits.is_cache_behind(made) || went_back {
                     hub.cache.distrust();
                 }
                 true

@@ -152,11 +152,14 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
     // All of these only queue: what they do with it happens beside the answer, and fails without it.
     match (&valid, &committed) {
         (Ok(valid), Ok(committed)) => {
+            if hub.timeline.swap(committed.timeline, Ordering::Relaxed) != committed.timeline {
+                // The database may have gone back, and then the cache has what it does not know.
+                hub.cache.distrust();
+            }
             hub.cache.put(&committed.changes);
             hub.publisher.publish(committed);
             hub.embeddings.queued(valid);
             hub.verdicts.judge(received, valid, committed);
-            hub.timeline.store(committed.timeline, Ordering::Relaxed);
         }
         (Err(problem), _) => hub.verdicts.judge_message(received, sender.host_id(), problem),
         _ => {}

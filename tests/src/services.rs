@@ -21,6 +21,8 @@ pub use self::redis::{OwnRedis, RedisCluster, WatchedRedis};
 use process::{Process, as_server, give_to_server, server_dir};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// For a standby to find its primary, on a machine that is busy with other things.
+const SERVERS_MEET_WITHIN: Duration = Duration::from_mins(1);
 
 /// Asks `probe` every 10 ms until it answers true, and panics with `what` when `deadline` passes first, be it within
 /// a call of `probe`.
@@ -172,6 +174,91 @@ impl OwnPostgres {
         };
         postgres.start().await;
         postgres
+    }
+
+    /// Makes a streaming standby of it and starts it; it follows when this returns. It calls itself `standby`, which this one
+    /// may name in `synchronous_standby_names`.
+    pub async fn standby(&self) -> Self {
+        let dir = server_dir();
+        let data = dir.path().join("data");
+        let mut command = as_server(self.bin.join("pg_basebackup"));
+        command
+            .arg("-D")
+            .arg(&data)
+            .arg("-d")
+            .arg(format!("{}?application_name=standby", self.url));
+        command.args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]);
+        finish(command).await;
+        let port = free_port();
+        let mut standby = Self {
+            process: None,
+            bin: self.bin.clone(),
+            data,
+            port,
+            url: self.url.replace(&format!(":{}/", self.port), &format!(":{port}/")),
+            settings: self.settings.clone(),
+            dir,
+        };
+        standby.start().await;
+        wait_until(SERVERS_MEET_WITHIN, "the standby follows", async || {
+            let following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+            self.client()
+                .await
+                .query_one(following, &[])
+                .await
+                .expect("valid SQL")
+                .get::<_, i64>(0)
+                > 0
+        })
+        .await;
+        standby
+    }
+
+    /// Makes a standby a primary; it takes writes when this returns.
+    pub async fn promote(&self) {
+        let promoted = self.client().await.query_one("SELECT pg_promote()", &[]).await;
+        assert!(promoted.expect("a standby").get::<_, bool>(0), "it was not promoted");
+    }
+
+    /// Changes a setting while it runs; it holds for what comes after this returns.
+    pub async fn set(&self, name: &str, value: &str) {
+        let client = self.client().await;
+        // Also by who is not let write any more.
+        client
+            .batch_execute("SET default_transaction_read_only = off")
+            .await
+            .expect("a setting");
+        let change = format!("ALTER SYSTEM SET {name} = '{value}'");
+        client
+            .batch_execute(&change)
+            .await
+            .expect("a setting that can be changed");
+        client
+            .batch_execute("SELECT pg_reload_conf()")
+            .await
+            .expect("a superuser");
+        wait_until(SERVERS_MEET_WITHIN, "the setting holds", async || {
+            let shown = format!("SELECT current_setting('{name}')");
+            self.client()
+                .await
+                .query_one(&shown, &[])
+                .await
+                .expect("valid SQL")
+                .get::<_, String>(0)
+                == value
+        })
+        .await;
+    }
+
+    /// The URL of a hub over several servers, in the order in which they are tried.
+    pub fn url_of(servers: &[&Self]) -> String {
+        let ports: Vec<String> = servers
+            .iter()
+            .map(|server| format!("127.0.0.1:{}", server.port))
+            .collect();
+        let one = servers.first().expect("at least one");
+        let url = one.url.replace(&format!("127.0.0.1:{}", one.port), &ports.join(","));
+        format!("{url}?target_session_attrs=read-write")
     }
 
     /// The `postgres://` URL of a superuser. It stays the same over [`kill`](Self::kill) and [`start`](Self::start).

@@ -13,7 +13,8 @@ use crate::{
     embed::{Embedder, ProviderSettings, Settings},
     keyring::{KEYRING_VARIABLE, Keyring},
     redis_client::RedisClient,
-    store::{Connection, Store},
+    secret::Secret,
+    store::{Connection, Store, parse_url},
     tls::{self, Tls},
     validate::types_file::Rules,
 };
@@ -112,7 +113,7 @@ async fn database(config: &Config) -> Result<String, Problem> {
         }
         Connection::Embedded(_) => {}
         Connection::Url(url) => {
-            if !has_schema(url.expose()).await? {
+            if !has_schema(url).await? {
                 let sentence = "Postgres answers, but the database has no schema p2p_sync: run `p2p-sync-proxy schema upgrade`, \
                                 or load it with psql -f sql-files/p2p_data_sync.sql";
                 return Err(Problem::new(Code::SchemaMissing, sentence));
@@ -124,16 +125,17 @@ async fn database(config: &Config) -> Result<String, Problem> {
         Ok::<_, Problem>((
             store.schema_version().await?,
             store.embedding_space().await?,
+            store.durability().await?,
         ))
     };
     let found = found.await;
     store.close().await;
-    let (version, space) = found?;
+    let (version, space, durability) = found?;
     let is_off = matches!(config.embedding.provider, ProviderSettings::Off);
     if !is_off && space.dimensions != config.store.embedding_dimensions {
         return Err(space.other_dimensions(config.embedding.dimensions));
     }
-    Ok(format!("ok (schema version {version})"))
+    Ok(format!("ok (schema version {version}; {durability})"))
 }
 
 pub(super) fn is_empty(folder: &Path) -> bool {
@@ -142,9 +144,10 @@ pub(super) fn is_empty(folder: &Path) -> bool {
     })
 }
 
-async fn has_schema(url: &str) -> Result<bool, Problem> {
+async fn has_schema(url: &Secret) -> Result<bool, Problem> {
+    let server = parse_url(url).map_err(|what_to_do| Problem::new(Code::BadValue, what_to_do))?;
     let question = async {
-        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        let (client, connection) = server.connect(NoTls).await?;
         let asked = async move {
             client
                 .query_one("SELECT to_regclass('p2p_sync.schema_version') IS NOT NULL", &[])

@@ -9,7 +9,7 @@ use std::{
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Position, Problem, envelope::Lane};
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -168,6 +168,9 @@ impl Store {
                 Err(error) => error,
             };
             let failure = Failure::of(&error);
+            if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+                self.inner.pools.leave_server();
+            }
             if tries == TRIES_MAX || !matches!(failure, Failure::Again(_)) {
                 return Err(failure);
             }

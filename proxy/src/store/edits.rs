@@ -232,10 +232,17 @@ impl Store {
         Err(no_conflict(conflict_id))
     }
 
-    /// The timeline, and how many edits the operator has made: of all proxies, and of commands in other processes.
+    /// The timeline, and how many edits the operator has made: of all proxies, and of commands in other processes. An error
+    /// too where the server takes no writes: then another one is looked for.
     pub async fn pulse(&self) -> Result<(u64, u64), Problem> {
-        let rows = self.own_rows("SELECT timeline, edits FROM p2p_sync.hub", &[]).await?;
+        const PULSE: &str =
+            "SELECT timeline, edits, current_setting('transaction_read_only')::boolean FROM p2p_sync.hub";
+        let rows = self.own_rows(PULSE, &[]).await?;
         let row = rows.first().ok_or_else(not_answering)?;
+        if row.get(2) {
+            self.inner.pools.leave_server();
+            return Err(not_answering());
+        }
         Ok((unsigned(row.get(0)), unsigned(row.get(1))))
     }
 }

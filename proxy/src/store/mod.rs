@@ -14,6 +14,7 @@ mod bisect;
 mod call;
 mod consumers;
 mod consuming;
+mod durability;
 mod edits;
 #[cfg(feature = "embedded")]
 mod embedded;
@@ -30,6 +31,7 @@ mod maps;
 mod metrics;
 mod players;
 mod pools;
+mod primary;
 mod read;
 mod reembed;
 mod renewal;

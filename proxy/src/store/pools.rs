@@ -1,13 +1,16 @@
 //! The connections: one pool a lane, one for what hosts ask, one for what the hub asks for itself and one for what it reads of
 //! streams for all subscribers, so that none waits for another's.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use p2p_sync_proto::{Code, Problem};
-use tokio_postgres::{NoTls, config::SslMode};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
-use super::{Connection, Hnsw, StoreConfig};
+use super::{
+    Connection, Hnsw, StoreConfig,
+    primary::{Primary, ToPrimary},
+};
 use crate::secret::Secret;
 
 /// Reads are short, and critical messages go before them.
@@ -32,6 +35,8 @@ pub(super) struct Pools {
     embeddings: Pool,
     streams: Pool,
     pub(super) config: tokio_postgres::Config,
+    /// Absent where the database lives in this process.
+    primary: Option<Arc<Primary>>,
     #[cfg(feature = "embedded")]
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
 }
@@ -53,47 +58,36 @@ impl Pools {
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(SILENCE_MAX / 2)
             .tcp_user_timeout(SILENCE_MAX);
+        let primary = Arc::new(Primary::among(&server));
         let manager = |name: &str| {
-            let mut named = server.clone();
-            named.application_name(format!("p2p-sync-proxy {name}"));
+            let to_primary = ToPrimary {
+                primary: Arc::clone(&primary),
+                application_name: format!("p2p-sync-proxy {name}"),
+            };
             // Asks the connection's own task whether it still runs, without a round trip: Postgres announces its end. What
             // breaks between that and its use fails one message, which is sent again.
-            Manager::from_config(
-                named,
-                NoTls,
+            Manager::from_connect(
+                server.clone(),
+                to_primary,
                 ManagerConfig {
                     recycling_method: RecyclingMethod::Fast,
                 },
             )
         };
+        let of = |name: &str, size: usize, timeout: Duration, plans: &str| {
+            pool(manager(name), size, timeout, plans, Some(&primary))
+        };
+        let (timeout, bulk_timeout) = (config.statement_timeout, config.bulk_statement_timeout);
+        let by_filter = format!("{BY_FILTER}; {}", searching(config.hnsw));
         Ok(Self {
-            critical: pool(
-                manager("critical"),
-                config.critical_connections,
-                config.statement_timeout,
-                BY_INDEX,
-            )?,
-            bulk: pool(
-                manager("bulk"),
-                config.bulk_connections,
-                config.bulk_statement_timeout,
-                BY_INDEX,
-            )?,
-            reads: pool(manager("reads"), READ_CONNECTIONS, config.statement_timeout, BY_INDEX)?,
-            own: pool(manager("own"), OWN_CONNECTIONS, config.statement_timeout, BY_INDEX)?,
-            embeddings: pool(
-                manager("embeddings"),
-                EMBEDDING_CONNECTIONS,
-                config.bulk_statement_timeout,
-                &format!("{BY_FILTER}; {}", searching(config.hnsw)),
-            )?,
-            streams: pool(
-                manager("streams"),
-                STREAM_CONNECTIONS,
-                config.statement_timeout,
-                BY_INDEX,
-            )?,
+            critical: of("critical", config.critical_connections, timeout, BY_INDEX)?,
+            bulk: of("bulk", config.bulk_connections, bulk_timeout, BY_INDEX)?,
+            reads: of("reads", READ_CONNECTIONS, timeout, BY_INDEX)?,
+            own: of("own", OWN_CONNECTIONS, timeout, BY_INDEX)?,
+            embeddings: of("embeddings", EMBEDDING_CONNECTIONS, bulk_timeout, &by_filter)?,
+            streams: of("streams", STREAM_CONNECTIONS, timeout, BY_INDEX)?,
             config: server,
+            primary: Some(primary),
             #[cfg(feature = "embedded")]
             engine: None,
         })
@@ -108,7 +102,7 @@ impl Pools {
         };
         let manager = Manager::from_connect(server.clone(), engine.connector(), recycling);
         let plans = format!("{BY_INDEX}; {}", searching(config.hnsw));
-        let only = pool(manager, 1, config.bulk_statement_timeout, &plans)?;
+        let only = pool(manager, 1, config.bulk_statement_timeout, &plans, None)?;
         Ok(Self {
             critical: only.clone(),
             bulk: only.clone(),
@@ -117,6 +111,7 @@ impl Pools {
             embeddings: only.clone(),
             streams: only,
             config: server,
+            primary: None,
             engine: Some(engine),
         })
     }
@@ -154,6 +149,14 @@ impl Pools {
     /// For what is read of streams for all who follow them.
     pub(super) async fn streams(&self) -> Result<Object, PoolError> {
         self.streams.get().await
+    }
+
+    /// The server takes no writes any more: all connections are made anew, to one that does.
+    pub(super) fn leave_server(&self) {
+        if let Some(primary) = &self.primary {
+            tracing::warn!("Postgres takes no writes: a server that does is looked for");
+            primary.leave();
+        }
     }
 
     /// Whether the database lives in this process, so that no other proxy can use it.
@@ -194,7 +197,7 @@ impl Pools {
 
 /// Reads a connection string; the error says what to do, and never what was written: it may be a password.
 pub fn parse_url(url: &Secret) -> Result<tokio_postgres::Config, &'static str> {
-    let server = tokio_postgres::Config::from_str(url.expose()).map_err(|_| {
+    let mut server = tokio_postgres::Config::from_str(url.expose()).map_err(|_| {
         "expected key=value pairs that Postgres knows, e.g. host=/run/postgresql dbname=p2p_sync user=p2p_sync, or a URL; \
          put values with spaces into single quotes, and leave sslmode out"
     })?;
@@ -203,6 +206,12 @@ pub fn parse_url(url: &Secret) -> Result<tokio_postgres::Config, &'static str> {
             "the proxy reaches Postgres without TLS: leave sslmode out, and use a Unix socket, loopback or a tunnel",
         );
     }
+    if server.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
+        return Err(
+            "the proxy writes: leave target_session_attrs out, of several servers it finds the one that takes writes",
+        );
+    }
+    server.target_session_attrs(TargetSessionAttrs::ReadWrite);
     Ok(server)
 }
 
@@ -220,14 +229,41 @@ fn searching(hnsw: Hnsw) -> String {
     )
 }
 
-fn pool(manager: Manager, size: usize, statement_timeout: Duration, plans: &str) -> Result<Pool, Problem> {
+/// Notes which server it is before anything is read or written there, once there is a schema to note it in.
+const NOTE_SERVER: &str = "DO $$ BEGIN IF to_regprocedure('p2p_sync.note_server()') IS NOT NULL THEN \
+    PERFORM p2p_sync.note_server(); END IF; END $$";
+
+fn pool(
+    manager: Manager,
+    size: usize,
+    statement_timeout: Duration,
+    plans: &str,
+    primary: Option<&Arc<Primary>>,
+) -> Result<Pool, Problem> {
     let settings = format!(
         "SET statement_timeout = {}; SET jit = off; SET client_min_messages = warning; {plans}",
         statement_timeout.as_millis()
     );
+    let (first, later) = (primary.cloned(), primary.cloned());
     let greet = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
-        let settings = settings.clone();
-        Box::pin(async move { client.batch_execute(&settings).await.map_err(HookError::Backend) })
+        let (settings, primary) = (settings.clone(), first.clone());
+        Box::pin(async move {
+            if let Some(primary) = primary {
+                if !primary.is(client).await.map_err(HookError::Backend)? {
+                    return Err(HookError::message(
+                        "a server that takes writes was overtaken by one that was promoted since: shut it down, or make it a standby",
+                    ));
+                }
+            }
+            client.batch_execute(&settings).await.map_err(HookError::Backend)?;
+            client.batch_execute(NOTE_SERVER).await.map_err(HookError::Backend)
+        })
+    });
+    let still_used = Hook::sync_fn(move |_: &mut deadpool_postgres::ClientWrapper, metrics| {
+        if later.as_ref().is_some_and(|primary| primary.has_left(metrics.created)) {
+            return Err(HookError::message("its server takes no writes any more"));
+        }
+        Ok(())
     });
     Pool::builder(manager)
         .max_size(size.max(1))
@@ -236,6 +272,7 @@ fn pool(manager: Manager, size: usize, statement_timeout: Duration, plans: &str)
         .create_timeout(Some(CREATE_TIMEOUT))
         .recycle_timeout(Some(CONNECT_TIMEOUT))
         .post_create(greet)
+        .pre_recycle(still_used)
         .build()
         .map_err(|error| Problem::new(Code::Internal, format!("the connection pool cannot be made ({error})")))
 }

@@ -28,14 +28,14 @@ const MID_STREAM_OPS: usize = 200;
 const APPLIED_MIN: usize = 1000;
 
 /// An agent process that is fed, and all it was fed with.
-struct Run {
-    world: World,
-    agent: Agent,
+pub(crate) struct Run {
+    pub(crate) world: World,
+    pub(crate) agent: Agent,
     fed: Vec<Happening>,
 }
 
 impl Run {
-    fn new(mut world: World) -> Self {
+    pub(crate) fn new(mut world: World) -> Self {
         world.hub.start();
         let endpoint = world.endpoint();
         Self::through(world, &endpoint, "no")
@@ -58,7 +58,7 @@ impl Run {
         }
     }
 
-    fn feed(&mut self) {
+    pub(crate) fn feed(&mut self) {
         for _ in 0..FEED_OPS {
             let happening = happening(self.fed.len());
             assert!(
@@ -71,7 +71,7 @@ impl Run {
     }
 
     /// Feeds, and returns when a part of it is applied.
-    fn get_into_mid_stream(&mut self) {
+    pub(crate) fn get_into_mid_stream(&mut self) {
         let before = self.agent.ledger().count("APPLIED");
         self.feed();
         until("a part is applied", || {
@@ -79,13 +79,13 @@ impl Run {
         });
     }
 
-    fn unsettled(&self) -> usize {
+    pub(crate) fn unsettled(&self) -> usize {
         let ledger = self.agent.ledger();
         ledger.said.values().filter(|said| !is_settled(&said.state)).count()
     }
 
     /// Waits until all is settled, and compares what the agent was told with what Postgres holds.
-    fn account(mut self, agent_was_killed: bool) {
+    pub(crate) fn account(mut self, agent_was_killed: bool) {
         assert!(
             self.agent.flush(PATIENCE),
             "the outbox does not drain: {}",

@@ -16,6 +16,7 @@ mod leases;
 mod maps;
 mod order;
 mod presence;
+mod promotion;
 mod redis_forms;
 mod repetition;
 mod secrecy;

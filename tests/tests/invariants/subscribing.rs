@@ -33,6 +33,8 @@ pub(crate) struct Writer {
     pub(crate) host: WireHost,
     pub(crate) channel: Channel,
     sequence: u64,
+    /// Of the map that it writes.
+    pub(crate) tenure: u64,
     /// The last message on each path of chat, which each follows.
     said: HashMap<String, u64>,
 }
@@ -45,13 +47,17 @@ impl Writer {
             host,
             channel,
             sequence: 0,
+            tenure: 0,
             said: HashMap::new(),
         }
     }
 
     pub(crate) fn next(&mut self, path: &str, payload: Option<&str>) -> Operation {
         self.sequence += 1;
-        let operation = self.host.operation(self.sequence, path, payload);
+        let mut operation = self.host.operation(self.sequence, path, payload);
+        if let Some(version) = &mut operation.version {
+            version.tenure = self.tenure;
+        }
         if path.contains("CHAT") {
             let before = self.said.insert(path.to_owned(), self.sequence);
             return self.host.after(before, operation);
