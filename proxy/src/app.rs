@@ -29,7 +29,7 @@ use crate::{
         intake::{Intake, Opening},
         peers::Peers,
     },
-    cache::{Cache, Edits},
+    cache::{Cache, Marks},
     config::{Admission, Config},
     embed::{Embedder, Embeddings, queue},
     host_cache::HostCache,
@@ -389,15 +389,14 @@ fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), Problem> {
 async fn probe(hub: Arc<Hub>, health: HealthReporter, ready: Ready) {
     let mut ticks = interval(PROBE_INTERVAL);
     let mut answered = None;
-    let mut edits = Edits::default();
+    let mut marks = Marks::default();
     loop {
         ticks.tick().await;
         let asked = timeout(PROBE_INTERVAL, hub.store.pulse()).await;
         let answers = match asked {
-            Ok(Ok((timeline, made))) => {
-                // A database that went back knows nothing of the newest that the cache has.
-                let went_back = hub.timeline.swap(timeline, std::sync::atomic::Ordering::Relaxed) != timeline;
-                if edits.is_cache_behind(made) || went_back {
+            Ok(Ok((timeline, edits))) => {
+                hub.timeline.store(timeline, std::sync::atomic::Ordering::Relaxed);
+                if marks.is_cache_behind(timeline, edits) {
                     hub.cache.distrust();
                 }
                 true

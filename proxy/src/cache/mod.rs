@@ -80,20 +80,22 @@ impl Cache {
     }
 }
 
-/// The operator's edits, which other processes write past the cache.
+/// What moves in the database where others have written past the cache: its timeline, which is raised when it may have gone
+/// back, and the number of the operator's edits.
 #[derive(Debug, Default)]
-pub struct Edits {
-    known: Option<u64>,
-    came: bool,
+pub struct Marks {
+    known: Option<(u64, u64)>,
+    moved: bool,
 }
 
-impl Edits {
-    /// Whether the cache may hold what is older than an edit: when there is a new one, and once more at the next look, for
-    /// a write that was committed before the edit may come to the cache after it.
-    pub fn is_cache_behind(&mut self, made: u64) -> bool {
-        let came_before = self.came;
-        self.came = self.known.replace(made).is_some_and(|known| known != made);
-        self.came || came_before
+impl Marks {
+    /// Whether the cache may hold what is not so any more: when either has moved, and once more at the next look, for a write
+    /// that was committed before may come to the cache after it.
+    pub fn is_cache_behind(&mut self, timeline: u64, edits: u64) -> bool {
+        let moved_before = self.moved;
+        let now = (timeline, edits);
+        self.moved = self.known.replace(now).is_some_and(|known| known != now);
+        self.moved || moved_before
     }
 }
 
@@ -103,12 +105,20 @@ mod tests {
 
     #[test]
     fn the_cache_is_behind_when_an_edit_is_new_and_once_more_after() {
-        let mut edits = Edits::default();
+        let mut marks = Marks::default();
         assert!(
-            !edits.is_cache_behind(7),
+            !marks.is_cache_behind(1, 7),
             "what was edited before is not in a new cache"
         );
-        let looks = [7, 8, 8, 8, 9, 10, 10, 10].map(|made| edits.is_cache_behind(made));
+        let looks = [7, 8, 8, 8, 9, 10, 10, 10].map(|edits| marks.is_cache_behind(1, edits));
         assert_eq!(looks, [false, true, true, false, true, true, true, false]);
+    }
+
+    #[test]
+    fn the_cache_is_behind_when_the_timeline_is_another_and_once_more_after() {
+        let mut marks = Marks::default();
+        let looks = [(4, 7), (5, 7), (5, 7), (5, 7), (6, 3), (6, 3), (6, 3)];
+        let looks = looks.map(|(timeline, edits)| marks.is_cache_behind(timeline, edits));
+        assert_eq!(looks, [false, true, true, false, true, true, false]);
     }
 }

@@ -18,6 +18,7 @@ mod order;
 mod presence;
 mod promotion;
 mod redis_forms;
+mod reading;
 mod repetition;
 mod secrecy;
 mod subscribing;
