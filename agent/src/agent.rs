@@ -647,6 +647,7 @@ pub(crate) fn get_by(
 ) -> Result<Option<v1::State>, Problem> {
     let get = v1::pull_request::What::Get(v1::Get {
         path: path.as_str().to_owned(),
+        ..Default::default()
     });
     match pull(v1::PullRequest { what: Some(get) }) {
         Ok(v1::PullReply {

@@ -18,6 +18,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use p2p_sync_proto::{Code, Problem, policy::parse_type, terminal::shown};
 use serde_json::{Value, json, value::RawValue};
+use uuid::Uuid;
 
 use self::events::{CHANGES_MAX, Events};
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     keys::Keys,
     link::{self, Puller, Watcher},
     local_api::{self, Action, Member, READ_TIMEOUT, Request, answer},
+    read::Known,
     results::Observer,
     subscriptions::Subscriptions,
     unsaid::Unsaid,
@@ -36,7 +38,8 @@ const REQUESTS: &str = r#"A local program writes one JSON object a line and read
    "data":{"char_id":150001,"x":1,"y":2},"priority":false,"wait_ms":0}     without "data" it deletes
   {"do":"group","members":[{"type":"ITEM_DROP","map":"prontera","entity":"7"},
    {"type":"PLAYER_DATA","account_id":2000001,"data":{"char_id":150001,"zeny":5}}]}       all of them or none
-  {"do":"get","path":"prontera/MAP_STATE"}
+  {"do":"get","path":"prontera/MAP_STATE","at_least_sequence":812,"at_least":{"tenure":3,"incarnation":7,"sequence":5,
+   "host_id":"…"}}    never older than that stream_sequence, or version; both may be left out
   {"do":"scan","prefix":"prontera/","limit":100,"cursor":""}
   {"do":"watch","stream":"prontera","types":["ITEM_DROP"],"prefix":""}    a line for each update from then on; takes
                                                                          a connection to agent.sock of its own
@@ -101,6 +104,12 @@ enum Command {
     Get {
         /// E.g. `prontera/MAP_STATE`.
         path: String,
+        /// Never older than this version; without a host id one that this host wrote.
+        #[arg(long, value_name = "TENURE:INCARNATION:SEQUENCE[@HOST_ID]", value_parser = known)]
+        at_least: Option<Known>,
+        /// Never older than this position of its stream.
+        #[arg(long, value_name = "STREAM_SEQUENCE")]
+        at_least_sequence: Option<u64>,
     },
     /// Shows the states below a prefix, from the hub, in the order of their paths.
     Scan {
@@ -339,9 +348,15 @@ fn request_of(command: Command) -> Result<Request, Problem> {
             wait_ms: timeout.saturating_mul(1000),
             ..Request::default()
         },
-        Command::Get { path } => Request {
+        Command::Get {
+            path,
+            at_least,
+            at_least_sequence,
+        } => Request {
             action: Action::Get,
             path,
+            at_least,
+            at_least_sequence,
             ..Request::default()
         },
         Command::Scan { prefix, limit, cursor } => Request {
@@ -412,6 +427,27 @@ fn search_of(asked: &SimilarArgs) -> Box<RawValue> {
         search["min_similarity"] = json!(least);
     }
     RawValue::from_string(search.to_string()).expect("JSON")
+}
+
+/// A version as the command line has it.
+fn known(text: &str) -> Result<Known, String> {
+    let (version, host_id) = match text.split_once('@') {
+        Some((version, host_id)) => (
+            version,
+            Some(host_id.parse::<Uuid>().map_err(|error| error.to_string())?),
+        ),
+        None => (text, None),
+    };
+    let numbers: Result<Vec<u64>, _> = version.split(':').map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok(&[tenure, incarnation, sequence]) => Ok(Known {
+            tenure,
+            incarnation,
+            sequence,
+            host_id,
+        }),
+        _ => Err("write the three numbers of a version, as 3:7:5".to_owned()),
+    }
 }
 
 fn read_members(file: &Path) -> Result<Vec<Member>, Problem> {

@@ -115,6 +115,12 @@ pub(crate) struct Request {
     pub(crate) wait_ms: u64,
     /// Of the state to get.
     pub(crate) path: String,
+    /// What it must not be older than: a version,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) at_least: Option<read::Known>,
+    /// and a position in its stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) at_least_sequence: Option<u64>,
     /// Of the paths to scan or watch.
     pub(crate) prefix: String,
     /// To watch.
@@ -435,7 +441,13 @@ pub(crate) fn ask_hub(
 ) -> Result<Value, Problem> {
     let question = match request.action {
         Action::Scan => read::scan(&request.prefix, request.limit, &request.cursor),
-        _ => read::get(&request.path),
+        _ => {
+            let at_least = read::AtLeast {
+                version: request.at_least,
+                sequence: request.at_least_sequence.unwrap_or_default(),
+            };
+            read::get(&request.path, &at_least)
+        }
     };
     read::answer_json(ask(question?)?)
 }

@@ -62,10 +62,17 @@ pub enum Question {
     /// minutes beyond the moment when it was given it. `NOT_KEPT` where that does not cover what is asked for, its snapshot
     /// has not come whole, or the hub is not heard.
     ///
+    /// They may also say what the answer must not be older than, for the hub's caches may be behind for a moment:
+    /// `"at_least_sequence": 812`, the `stream_sequence` of an answer or an update, and
+    /// `"at_least": {"tenure": 3, "incarnation": 7, "sequence": 5, "host_id": "…"}`, the `version` and the `host_id` of an
+    /// answer, or without a `"host_id"` one of this host's own. `NOT_YET_SETTLED` where the hub does not hold that yet, and
+    /// `NOT_KEPT` where what is kept here may be older. A page is never older than the question.
+    ///
     /// Other members are refused with `BAD_REQUEST` and the nearest known one. The answer's data is
-    /// `{"path", "version", "deleted", "account_id", "stream_sequence", "received_at_ms", "hub_edit", "data"}`, for a page
-    /// `{"states": […], "more", "cursor"}`; `NOT_FOUND` where there is no state at the path. `hub_edit` is the number of the
-    /// last edit of the path by the hub's operator, 0 for none: what is written here afterwards counts as knowing it.
+    /// `{"path", "version", "deleted", "account_id", "host_id", "stream_sequence", "received_at_ms", "hub_edit", "data"}`, for
+    /// a page `{"states": […], "more", "cursor", "starts": [{"stream", "sequence"}, …], "starts_left_out"}`: the first one says
+    /// how far its streams were before it was read. `NOT_FOUND` where there is no state at the path. `hub_edit` is the number
+    /// of the last edit of the path by the hub's operator, 0 for none: what is written here afterwards counts as knowing it.
     Read {
         /// What it tells of.
         data_type: SyncDataType,
@@ -357,7 +364,8 @@ impl Questions {
 
     /// What a request to read asks for, without the hub; `NOT_KEPT` where nobody here can say.
     pub(crate) fn kept(&self, request: &v1::PullRequest) -> Result<v1::PullReply, Problem> {
-        let mut answers = self.replicas.iter().map(|replicas| replicas.answer(request));
+        let asker = self.asker.host_id()?;
+        let mut answers = self.replicas.iter().map(|replicas| replicas.answer(request, asker));
         let is_known = |answer: &Result<_, Problem>| !matches!(answer, Err(problem) if problem.code == Code::NotKept);
         let known = answers.find(is_known);
         let not_kept = || {

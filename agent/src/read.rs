@@ -1,17 +1,82 @@
 //! Reading state from the hub: what is asked, and the answer as JSON, one way for all who read.
 
 use p2p_sync_proto::{
-    Code, Path, Policies, Problem, json,
+    Code, Path, Policies, Policy, Problem,
+    ids::read_id,
+    json,
     policy::Place,
     settings::nearest,
     v1::{self, SyncDataType, pull_request::What},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+/// The members that a request may have which names a path, and one which names a prefix.
+const PATH: [&str; 4] = ["path", OPTIONS[0], OPTIONS[1], OPTIONS[2]];
+const PREFIX: [&str; 4] = ["prefix", "limit", "cursor", OPTIONS[0]];
+/// Of one that names neither, whatever its type, beside the type's own.
+const NAMES: [&str; 2] = ["entity", "char_id"];
+/// Of all that read one state.
+const OPTIONS: [&str; 3] = ["kept", "at_least", "at_least_sequence"];
+
+/// What an answer must not be older than.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AtLeast {
+    /// A version that is known of.
+    pub(crate) version: Option<Known>,
+    /// A position in the path's stream; 0 for none.
+    pub(crate) sequence: u64,
+}
+
+/// A version, as a state's answer has it, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Known {
+    /// 0, as where it is left out: not known.
+    #[serde(default)]
+    pub(crate) tenure: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) sequence: u64,
+    /// This host's own where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) host_id: Option<Uuid>,
+}
+
+impl AtLeast {
+    /// Reads the members of a request.
+    fn of(members: &Map<String, Value>) -> Result<Self, Problem> {
+        let not_one = |_| {
+            bad(
+                "\"at_least\" is an object of the whole numbers \"tenure\", \"incarnation\" and \"sequence\", as a state's \
+                 version has them, and its \"host_id\"",
+            )
+        };
+        let version = members.get("at_least").map(Known::deserialize).transpose();
+        let sequence = members.get("at_least_sequence").map_or(Some(0), Value::as_u64);
+        Ok(Self {
+            version: version.map_err(not_one)?,
+            sequence: sequence
+                .ok_or_else(|| bad("\"at_least_sequence\" is a whole number, as a state's stream_sequence"))?,
+        })
+    }
+}
 
 /// Asks for the state at a path.
-pub(crate) fn get(path: &str) -> Result<v1::PullRequest, Problem> {
+pub(crate) fn get(path: &str, at_least: &AtLeast) -> Result<v1::PullRequest, Problem> {
     let path = Path::parse(path)?.as_str().to_owned();
-    Ok(pull(What::Get(v1::Get { path })))
+    let version = at_least.version;
+    let host_id = version.and_then(|known| known.host_id);
+    Ok(pull(What::Get(v1::Get {
+        path,
+        at_least: version.map(|known| v1::Version {
+            tenure: known.tenure,
+            incarnation: known.incarnation,
+            sequence: known.sequence,
+        }),
+        at_least_sequence: at_least.sequence,
+        at_least_host_id: host_id.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+    })))
 }
 
 /// Asks for a page of the states below a prefix; `cursor` as the last page's answer has it, empty for the first.
@@ -41,10 +106,10 @@ pub(crate) fn requested(
         return Err(bad("\"kept\" is true or false"));
     }
     if members.contains_key("path") {
-        refuse_unknown(&members, &["path", "kept"])?;
-        get(text(&members, "path")?)
+        refuse_unknown(&members, &PATH)?;
+        get(text(&members, "path")?, &AtLeast::of(&members)?)
     } else if members.contains_key("prefix") {
-        refuse_unknown(&members, &["prefix", "limit", "cursor", "kept"])?;
+        refuse_unknown(&members, &PREFIX)?;
         let limit = members
             .get("limit")
             .map_or(Some(0), |limit| u32::try_from(limit.as_u64()?).ok());
@@ -52,9 +117,7 @@ pub(crate) fn requested(
         let cursor = members.get("cursor").map_or(Ok(""), |_| text(&members, "cursor"))?;
         scan(text(&members, "prefix")?, limit, cursor)
     } else {
-        let keys = [policy.owner_key.as_deref(), policy.entity_key.as_deref()];
-        let known = ["path", "prefix", "entity", "char_id", "kept"].into_iter();
-        refuse_unknown(&members, &known.chain(keys.into_iter().flatten()).collect::<Vec<_>>())?;
+        refuse_unknown(&members, &placed_members(policy))?;
         let char_id = facts.member("char_id").map(|id| id.parse()).transpose();
         let entity = facts.member("entity");
         let place = Place {
@@ -62,8 +125,24 @@ pub(crate) fn requested(
             entity: entity.as_deref(),
             ..*place
         };
-        get(policy.path(&place, Some(&facts))?.as_str())
+        get(policy.path(&place, Some(&facts))?.as_str(), &AtLeast::of(&members)?)
     }
+}
+
+/// The members that say which path is meant among those that a type's policy gives.
+fn names(policy: &Policy) -> impl Iterator<Item = &str> {
+    let keys = [policy.owner_key.as_deref(), policy.entity_key.as_deref()];
+    NAMES.into_iter().chain(keys.into_iter().flatten())
+}
+
+/// The members of a request whose path the type's policy gives.
+fn placed_members(policy: &Policy) -> Vec<&str> {
+    // The first two are none of them, but what somebody may have meant who misspelt one.
+    ["path", "prefix"]
+        .into_iter()
+        .chain(names(policy))
+        .chain(OPTIONS)
+        .collect()
 }
 
 /// Whether a request, which [`requested`] has taken, is to be answered from what is kept here.
@@ -78,7 +157,15 @@ pub(crate) fn answer_json(reply: v1::PullReply) -> Result<Value, Problem> {
         Some(v1::pull_reply::What::State(state)) => Ok(state_json(&state)),
         Some(v1::pull_reply::What::Page(page)) => {
             let states: Vec<Value> = page.states.iter().map(state_json).collect();
-            Ok(json!({ "states": states, "more": page.more, "cursor": write_hex(&page.cursor) }))
+            let start = |start: &v1::ScanStart| json!({ "stream": start.stream, "sequence": start.sequence });
+            let starts: Vec<Value> = page.starts.iter().map(start).collect();
+            Ok(json!({
+                "states": states,
+                "more": page.more,
+                "cursor": write_hex(&page.cursor),
+                "starts": starts,
+                "starts_left_out": page.starts_left_out,
+            }))
         }
         _ => Err(unexpected()),
     }
@@ -98,6 +185,7 @@ pub(crate) fn state_json(state: &v1::State) -> Value {
         "version": { "tenure": version.tenure, "incarnation": version.incarnation, "sequence": version.sequence },
         "deleted": state.deleted,
         "account_id": state.account_id,
+        "host_id": read_id(&state.host_id).unwrap_or_default(),
         "stream_sequence": state.stream_sequence,
         "received_at_ms": state.received_at_ms,
         "hub_edit": state.hub_edit,
@@ -190,7 +278,11 @@ mod tests {
             ),
         ] {
             let path = path.to_owned();
-            assert_eq!(asked(data_type, request), Ok(What::Get(v1::Get { path })), "{request}");
+            let get = v1::Get {
+                path,
+                ..Default::default()
+            };
+            assert_eq!(asked(data_type, request), Ok(What::Get(get)), "{request}");
         }
     }
 
@@ -222,6 +314,17 @@ mod tests {
             ("[]", Code::BadRequest, "JSON object"),
             ("{", Code::InvalidJson, "line 1"),
             (r#"{"path":"prontera"}"#, Code::BadPath, "prontera"),
+            (r#"{"entity":1,"at_least":7}"#, Code::BadRequest, "incarnation"),
+            (
+                r#"{"entity":1,"at_least_sequence":-7}"#,
+                Code::BadRequest,
+                "stream_sequence",
+            ),
+            (
+                r#"{"prefix":"p","at_least_sequence":7}"#,
+                Code::BadRequest,
+                "at_least_sequence",
+            ),
         ] {
             let problem = asked(SyncDataType::MonsterData, request).expect_err(request);
             assert!(

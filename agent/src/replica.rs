@@ -13,10 +13,12 @@ use std::{
 
 use p2p_sync_proto::{
     Code, Path, Problem,
+    at_least::AtLeast,
     limits::{MESSAGE_BYTES_MAX, PAGE_STATES_MAX},
     v1::{self, pull_reply, pull_request},
 };
 use prost::Message as _;
+use uuid::Uuid;
 
 use crate::subscriptions::Subscription;
 
@@ -124,13 +126,13 @@ impl Replicas {
         })
     }
 
-    /// What a request to read asks for, as it was pushed; `NOT_FOUND` where there is none, `NOT_KEPT` where nobody here can
-    /// say.
-    pub(crate) fn answer(&self, request: &v1::PullRequest) -> Result<v1::PullReply, Problem> {
+    /// What a host's request to read asks for, as it was pushed; `NOT_FOUND` where there is none, `NOT_KEPT` where nobody here
+    /// can say, or what is here may be older than it must be.
+    pub(crate) fn answer(&self, request: &v1::PullRequest, asker: Uuid) -> Result<v1::PullReply, Problem> {
         let what = match &request.what {
             Some(pull_request::What::Get(get)) => {
                 let path = Path::parse(&get.path)?;
-                pull_reply::What::State(self.get(&path)?)
+                pull_reply::What::State(self.get(&path, &AtLeast::of(get, asker)?)?)
             }
             Some(pull_request::What::Scan(scan)) => pull_reply::What::Page(self.scan(scan)?),
             _ => return Err(not_kept("this")),
@@ -141,12 +143,17 @@ impl Replicas {
         })
     }
 
-    fn get(&self, path: &Path) -> Result<v1::State, Problem> {
+    fn get(&self, path: &Path, at_least: &AtLeast) -> Result<v1::State, Problem> {
         let inner = self.lock();
         let replica = inner.find(|subscription| subscription.covers(path));
         let replica = replica.ok_or_else(|| not_kept(path.as_str()))?;
+        let state = replica.states.get(path.as_str());
+        if !at_least.is_held_by(state) {
+            let sentence = format!("what is kept here of {path} may be older: wait for the update, or ask the hub");
+            return Err(Problem::new(Code::NotKept, sentence));
+        }
         let missing = || Problem::new(Code::NotFound, format!("there is no state at {path}"));
-        replica.states.get(path.as_str()).cloned().ok_or_else(missing)
+        state.cloned().ok_or_else(missing)
     }
 
     /// Its cursor is the last path.
@@ -260,7 +267,8 @@ mod tests {
 
     fn code_of(replicas: &Replicas, path: &str) -> Code {
         let path = Path::parse(path).expect("a path");
-        replicas.get(&path).map_or_else(|problem| problem.code, |_| Code::None)
+        let told = replicas.get(&path, &AtLeast::default());
+        told.map_or_else(|problem| problem.code, |_| Code::None)
     }
 
     #[test]
@@ -313,6 +321,30 @@ mod tests {
         assert_eq!(scan("geffen/", 0, b""), Err(Code::NotKept));
         assert_eq!(scan("pront", 0, b""), Err(Code::NotKept), "it may be of another map");
         assert_eq!(scan("prontera/", 0, b"geffen/MAP_STATE"), Err(Code::BadCursor));
+    }
+
+    #[test]
+    fn what_may_be_older_than_it_must_be_is_not_told() {
+        let replicas = Replicas::default();
+        replicas.begin(1, follows(""));
+        let kept = v1::State {
+            stream_sequence: 8,
+            ..state("prontera/ITEM_DROP/7", 3, false)
+        };
+        take(&replicas, &[kept], true, true);
+        let code = |path: &str, at_least_sequence| {
+            let get = v1::Get {
+                at_least_sequence,
+                ..Default::default()
+            };
+            let at_least = AtLeast::of(&get, Uuid::nil()).expect("no host is named");
+            let told = replicas.get(&Path::parse(path).expect("a path"), &at_least);
+            told.map_or_else(|problem| problem.code, |_| Code::None)
+        };
+        let codes = [7, 8, 9].map(|sequence| code("prontera/ITEM_DROP/7", sequence));
+        assert_eq!(codes, [Code::None, Code::None, Code::NotKept]);
+        let of_none = [0, 8].map(|sequence| code("prontera/ITEM_DROP/8", sequence));
+        assert_eq!(of_none, [Code::NotFound, Code::NotKept], "gone, or not told of yet");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! Both sides depend on this crate and on nothing of each other.
 
+pub mod at_least;
 pub mod body;
 pub mod cache;
 pub mod certificate;

@@ -1,12 +1,14 @@
 //! Reading: one state, the states under a prefix, the changes of a stream, what became of an operation; and the calls of the
 //! hosts' cache and of embeddings.
 
+mod starts;
 mod vectors;
 
 use std::sync::atomic::Ordering;
 
 use p2p_sync_proto::{
     Code, Path, Position, Problem, Scope,
+    at_least::AtLeast,
     ids::read_id,
     limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_STATES_MAX, PATH_BYTES_MAX},
     path::{HOST_STREAM, PLAYER_STREAM, check_map},
@@ -136,14 +138,32 @@ async fn get_state(hub: &Hub, host_id: Uuid, get: &v1::Get) -> Result<pull_reply
         let sentence = format!("{path} is another host's own: only that host and the operator read it");
         return Err(Problem::new(Code::NotAllowed, sentence));
     }
-    let mut state = hub.cache.get(&path).await;
-    if state.is_none() {
-        let _permit = permit(hub).await?;
-        state = hub.store.get(&path).await?.map(|row| row.to_wire());
-    }
+    let at_least = AtLeast::of(get, host_id)?;
+    let cached = hub.cache.get(&path).await;
+    let state = match cached.filter(|state| at_least.is_held_by(Some(state))) {
+        Some(state) => Some(state),
+        None => stored(hub, &path, &at_least).await?,
+    };
     let there = state.filter(|state| !state.deleted);
     let missing = || Problem::new(Code::NotFound, format!("there is no state at {path}"));
     there.map(pull_reply::What::State).ok_or_else(missing)
+}
+
+/// The newest state of a path as the database has it, a deleted one included.
+async fn stored(hub: &Hub, path: &Path, at_least: &AtLeast) -> Result<Option<v1::State>, Problem> {
+    let _permit = permit(hub).await?;
+    let read = async || Ok(hub.store.get(path).await?.map(|row| row.to_wire()));
+    let state = read().await?;
+    if at_least.is_held_by(state.as_ref()) {
+        return Ok(state);
+    }
+    // What the path holds need not be what was asked for: that may have been refused, deleted and forgotten, or another host's.
+    if !hub.store.has_come_to(path, at_least).await? {
+        let sentence = format!("the hub does not hold that version of {path}: ask again, for it may be on its way");
+        return Err(Problem::new(Code::NotYetSettled, sentence));
+    }
+    // It may have come after the state was read.
+    read().await
 }
 
 async fn read_scan(hub: &Hub, host_id: Uuid, scan: &v1::Scan) -> Result<pull_reply::What, Problem> {
@@ -163,6 +183,11 @@ async fn read_scan(hub: &Hub, host_id: Uuid, scan: &v1::Scan) -> Result<pull_rep
         _ => Err(bad_cursor()),
     };
     let mut after = position.map(text).transpose()?;
+    // Before the first state is read: what is committed from then on is told from there on.
+    let starts = match after {
+        None => Some(starts::read(hub, &scan.prefix, request.timeline).await?),
+        Some(_) => None,
+    };
     let mut page = PageBuilder::new(scan.limit);
     while let Some(limit) = page.wanted() {
         let rows = hub.store.scan(&scan.prefix, after.as_deref(), limit).await?;
@@ -170,7 +195,12 @@ async fn read_scan(hub: &Hub, host_id: Uuid, scan: &v1::Scan) -> Result<pull_rep
         after = page.states.last().map(|state| state.path.clone()).or(after);
     }
     page.leave_out_other_hosts(host_id);
-    Ok(page.finish(&request, after.as_deref().map(str::as_bytes)))
+    let mut page = page.finish(&request, after.as_deref().map(str::as_bytes));
+    if let Some(starts) = starts {
+        page.starts_left_out = starts.is_none();
+        page.starts = starts.unwrap_or_default();
+    }
+    Ok(pull_reply::What::Page(page))
 }
 
 async fn read_changes(hub: &Hub, host_id: Uuid, changes: &v1::ChangesSince) -> Result<pull_reply::What, Problem> {
@@ -203,7 +233,8 @@ async fn read_changes(hub: &Hub, host_id: Uuid, changes: &v1::ChangesSince) -> R
         after = page.states.last().map_or(after, |state| state.stream_sequence);
     }
     page.leave_out_other_hosts(host_id);
-    Ok(page.finish(&request, Some(&after.to_be_bytes())))
+    let page = page.finish(&request, Some(&after.to_be_bytes()));
+    Ok(pull_reply::What::Page(page))
 }
 
 async fn operation_status(
@@ -294,13 +325,14 @@ impl PageBuilder {
         self.states.retain(|state| !is_others(&state.path));
     }
 
-    fn finish(self, request: &Request<'_>, position: Option<&[u8]>) -> pull_reply::What {
+    fn finish(self, request: &Request<'_>, position: Option<&[u8]>) -> v1::Page {
         let cursor = position.map(|position| request.cursor(position)).unwrap_or_default();
-        pull_reply::What::Page(v1::Page {
+        v1::Page {
             states: self.states,
             cursor: cursor.into(),
             more: self.more,
-        })
+            ..Default::default()
+        }
     }
 }
 

@@ -134,7 +134,13 @@ impl Hub {
     }
 
     async fn get(&self, path: &str) -> Option<String> {
-        let reply = self.pull(What::Get(v1::Get { path: path.to_owned() })).await;
+        let reply = {
+            let get = v1::Get {
+                path: path.to_owned(),
+                ..Default::default()
+            };
+            self.pull(What::Get(get)).await
+        };
         match reply.what {
             Some(pull_reply::What::State(state)) => Some(String::from_utf8_lossy(&state.payload).into_owned()),
             _ => None,

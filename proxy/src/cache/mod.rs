@@ -5,7 +5,8 @@
 //! far as this process knows; with several proxies over one Redis, what another one committed a moment ago may still be
 //! on its way there; what Redis lost when a replica took its master's place is missed until the proxy that had written it
 //! notices, some two seconds later at most; and what one of them committed right before it was killed is missed until it
-//! expires or that proxy starts again.
+//! expires or that proxy starts again. Who must not be told that says so (`at_least`), and asks Postgres where this is not
+//! surely new enough.
 
 mod process;
 mod redis;

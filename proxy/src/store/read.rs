@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use p2p_sync_proto::{Path, Position, Problem, limits::PATH_BYTES_MAX, v1};
+use p2p_sync_proto::{Path, Position, Problem, at_least::AtLeast, limits::PATH_BYTES_MAX, v1};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
@@ -47,6 +47,14 @@ const LOGGED: &str = "SELECT stream_sequence, superseded FROM p2p_sync.operation
 
 const SETTLED: &str =
     "SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation = $2 AND settled @> $3::bigint";
+
+/// Whether a version is settled, and a position of a stream given out. What an incarnation wrote that is closed, or is older than
+/// one that is, has come or never will; the operator's edits are counted by themselves.
+const HAS_COME: &str = "SELECT ($1::uuid IS NULL \
+        OR EXISTS (SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation = $2 AND settled @> $3::bigint) \
+        OR EXISTS (SELECT FROM p2p_sync.settled_sequences WHERE host_id = $1 AND incarnation >= $2 AND closed) \
+        OR $1 = '00000000-0000-0000-0000-000000000000' AND (SELECT edits FROM p2p_sync.hub) >= $3) \
+    AND coalesce((SELECT head FROM p2p_sync.map_states WHERE stream = $4), 0) >= $5";
 
 /// The largest character, as often as it fits into a path: no path with a prefix sorts after the prefix and this.
 const LAST: char = char::MAX;
@@ -129,15 +137,36 @@ impl Store {
         Ok(self.rows(GET, &[&path.as_str()]).await?.first().map(StateRow::of))
     }
 
+    /// Whether everything that led to what is asked for of a path has been committed: what is read after this holds it.
+    pub async fn has_come_to(&self, path: &Path, at_least: &AtLeast) -> Result<bool, Problem> {
+        let version = at_least.version();
+        let host_id = version.map(|known| known.host_id);
+        let number = |of: fn(Position) -> u64| signed(version.map_or(0, |known| of(known.position)));
+        let incarnation = number(|position| position.incarnation);
+        let sequence = number(|position| position.sequence);
+        let stream = path.parts().scope.stream();
+        let rows = self
+            .rows(
+                HAS_COME,
+                &[&host_id, &incarnation, &sequence, &stream, &signed(at_least.sequence())],
+            )
+            .await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
     /// States whose path begins with `prefix`, beyond `after`, in the order of the paths' bytes; deleted ones left out.
     /// Fewer than `limit` mean that there are no more.
     pub async fn scan(&self, prefix: &str, after: Option<&str>, limit: u32) -> Result<Vec<StateRow>, Problem> {
-        let last: String = prefix
-            .chars()
-            .chain(std::iter::repeat_n(LAST, PATH_BYTES_MAX / LAST.len_utf8()))
-            .collect();
-        self.states(SCAN, &[&prefix, &last, &after.unwrap_or_default(), &i64::from(limit)])
-            .await
+        self.states(
+            SCAN,
+            &[
+                &prefix,
+                &last_below(prefix),
+                &after.unwrap_or_default(),
+                &i64::from(limit),
+            ],
+        )
+        .await
     }
 
     /// What was committed to a stream after a position, in its order: the newest version of each path kept as `latest`,
@@ -190,4 +219,10 @@ impl Store {
     async fn states(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<StateRow>, Problem> {
         Ok(self.rows(sql, values).await?.iter().map(StateRow::of).collect())
     }
+}
+
+/// Nothing that begins with a prefix sorts after this.
+pub(super) fn last_below(prefix: &str) -> String {
+    let rest = std::iter::repeat_n(LAST, PATH_BYTES_MAX / LAST.len_utf8());
+    prefix.chars().chain(rest).collect()
 }

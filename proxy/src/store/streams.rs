@@ -6,12 +6,20 @@ use deadpool_postgres::GenericClient;
 use p2p_sync_proto::Problem;
 use uuid::Uuid;
 
-use super::{StateRow, Store, query, read::CHANGES, signed, unsigned};
+use super::{
+    StateRow, Store, query,
+    read::{CHANGES, last_below},
+    signed, unsigned,
+};
 
 const HEADS: &str = "SELECT h.timeline, s.stream, coalesce(m.head, 0), coalesce(f.floor, 0) FROM p2p_sync.hub AS h \
     CROSS JOIN unnest($1::text[]) AS s(stream) \
     LEFT JOIN LATERAL (SELECT head FROM p2p_sync.map_states WHERE stream = s.stream) AS m ON true \
     LEFT JOIN LATERAL (SELECT floor FROM p2p_sync.stream_floors WHERE stream = s.stream) AS f ON true";
+
+const HEADS_BELOW: &str = "SELECT stream, head FROM p2p_sync.map_states WHERE stream = ANY ($1) \
+    UNION ALL (SELECT stream, head FROM p2p_sync.map_states WHERE stream >= $2 AND stream <= $3 AND stream NOT LIKE '@%' \
+        ORDER BY stream LIMIT $4)";
 
 const GENERATIONS: &str =
     "SELECT host_id, generation FROM p2p_sync.hosts WHERE host_id = ANY ($1) AND status = 'active'";
@@ -53,6 +61,20 @@ impl Store {
         let client = self.reader(Reader::Hub).await?;
         let rows = query(&client, HEADS, &[&streams]).await?;
         Ok(rows.iter().map(|row| (row.get(1), head_of(row))).collect())
+    }
+
+    /// How far some streams are, and those of maps whose names begin so, at most `limit`; streams that nothing was ever written
+    /// to are left out.
+    pub async fn heads_below(
+        &self,
+        streams: &[&str],
+        maps: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, u64)>, Problem> {
+        let last = maps.map(last_below);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self.rows(HEADS_BELOW, &[&streams, &maps, &last, &limit]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), unsigned(row.get(1)))).collect())
     }
 
     /// What was committed to a stream after a position, at most `limit` changes; as [`Self::changes_since`].

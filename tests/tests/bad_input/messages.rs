@@ -154,7 +154,10 @@ async fn each_operation_that_is_wrong_is_rejected_with_its_reason_and_its_neighb
     assert_eq!(encoding.code(), Code::BadOperation);
     assert!(encoding.message.contains("update the agent"), "{encoding:?}");
     let applied = forger
-        .pull(Some(What::Get(v1::Get { path: good(0).path })))
+        .pull(Some(What::Get(v1::Get {
+            path: good(0).path,
+            ..Default::default()
+        })))
         .await
         .expect("answered");
     assert_eq!(applied.code(), Code::None, "{applied:?}");
@@ -176,7 +179,12 @@ async fn each_question_that_is_wrong_is_answered_with_what_to_do() {
     let mut hub = embedded(&folder, &[]);
     let credential = Credential::parse(&hub.add_host(1)).expect("the hub's");
     let forger = Forger::new(&hub.start(), credential).await;
-    let get = |path: &str| Some(What::Get(v1::Get { path: path.to_owned() }));
+    let get = |path: &str| {
+        Some(What::Get(v1::Get {
+            path: path.to_owned(),
+            ..Default::default()
+        }))
+    };
     let scan = |prefix: String, cursor: &'static [u8]| {
         Some(What::Scan(v1::Scan {
             prefix,

@@ -463,7 +463,10 @@ async fn what_a_host_says_of_itself_and_of_others_no_other_host_reads() {
     assert!(reply.outcomes.is_empty(), "{reply:?}");
     let questions = || {
         [
-            What::Get(v1::Get { path: path.clone() }),
+            What::Get(v1::Get {
+                path: path.clone(),
+                ..Default::default()
+            }),
             What::Scan(v1::Scan::default()),
             What::ChangesSince(v1::ChangesSince {
                 stream: "@host".to_owned(),

@@ -132,11 +132,16 @@ fn questions() -> [What; 21] {
     [
         What::Get(v1::Get {
             path: "payon/MONSTER_DATA/1".to_owned(),
+            ..Default::default()
         }),
         What::Get(v1::Get {
             path: "nowhere/MAP_STATE".to_owned(),
+            ..Default::default()
         }),
-        What::Get(v1::Get { path: "?".to_owned() }),
+        What::Get(v1::Get {
+            path: "?".to_owned(),
+            ..Default::default()
+        }),
         What::Scan(v1::Scan {
             prefix: "payon".to_owned(),
             ..Default::default()

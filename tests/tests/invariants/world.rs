@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::Path,
     sync::LazyLock,
     thread,
@@ -122,14 +123,28 @@ impl World {
 
     /// A further proxy on the hub's database, Redis and keyring, with its settings, not started.
     pub(crate) fn another_proxy(&self) -> Hub {
+        self.another_proxy_with(&[])
+    }
+
+    /// As [`Self::another_proxy`], with its Redis behind another address.
+    pub(crate) fn another_proxy_by(&self, redis: SocketAddr) -> Hub {
+        self.another_proxy_with(&[
+            ("redis_host", redis.ip().to_string()),
+            ("redis_port", redis.port().to_string()),
+        ])
+    }
+
+    /// As [`Self::another_proxy`], with some settings of its own.
+    fn another_proxy_with(&self, own: &[(&str, String)]) -> Hub {
         let conf = std::fs::read_to_string(self.hub.config()).expect("the hub has a configuration");
-        let own = ["port", "pg_connection_string", "keyring_file"];
+        let made = ["port", "pg_connection_string", "keyring_file"];
         let mut settings: Vec<(&str, String)> = conf
             .lines()
             .filter_map(|line| line.split_once(" = "))
-            .filter(|(key, _)| !own.contains(key))
+            .filter(|(key, _)| !made.contains(key) && own.iter().all(|(name, _)| name != key))
             .map(|(key, value)| (key, value.to_owned()))
             .collect();
+        settings.extend_from_slice(own);
         settings.push(("port", free_port().to_string()));
         let folder = self.folder.path().join(format!("proxy-{}", Uuid::new_v4().simple()));
         let proxy = Hub::new(
@@ -142,13 +157,16 @@ impl World {
         proxy
     }
 
+    /// A setting of the hub, if its configuration has it.
+    pub(crate) fn setting(&self, key: &str) -> Option<String> {
+        let conf = std::fs::read_to_string(self.hub.config()).expect("the hub has a configuration");
+        let value = conf.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
+        value.map(str::to_owned)
+    }
+
     /// Where the hub serves, or will.
     pub(crate) fn endpoint(&self) -> String {
-        let conf = std::fs::read_to_string(self.hub.config()).expect("the hub has a configuration");
-        let port = conf
-            .lines()
-            .find_map(|line| line.strip_prefix("port = "))
-            .expect("set when it was made");
+        let port = self.setting("port").expect("set when it was made");
         format!("http://127.0.0.1:{port}")
     }
 
