@@ -225,8 +225,9 @@ typedef enum p2p_sync_level {
 
 // What a question asks for.
 typedef enum p2p_sync_question_kind {
-    // State, by type, map and account, or as `text` says: a JSON object with `path`, with `prefix`, `limit` and
-    // `cursor`, or with `entity` and `char_id`.
+    // State, by type, map and account, or as `text` says: a JSON object with `path`, with `prefix`, `limit` and `cursor`, or
+    // with `entity` and `char_id`, or the members that the type has; and with `kept`, `at_least` and `at_least_sequence` where
+    // it says from where the answer comes and how old it may be. `p2p_sync_request.schema.json` beside this header says which.
     P2P_SYNC_ASK_STATE = 1,
     // The value that the hub's cache holds under the key `text`.
     P2P_SYNC_ASK_CACHE = 2,

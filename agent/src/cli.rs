@@ -60,6 +60,7 @@ const REQUESTS: &str = r#"A local program writes one JSON object a line and read
   {"do":"embed","text":"Who has seen the caravan?"}
   {"do":"similar","search":{"text":"the missing caravan","maps":["prontera"],"types":["CHAT_MESSAGE"],
    "since_ms":0,"min_similarity":0.2},"limit":10}        or "embedding":[…] for "text"; only what this host may see
+What programs give syncFromMainServer as request_json is in p2p_sync_request.schema.json, beside the headers.
 A "tag" is given back with the answer. An answer with "error" has the "code" and its "label" beside it."#;
 
 /// Brings what happens on this host's maps to the main server.

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-/// The members that a request may have which names a path, and one which names a prefix.
+/// The members that a request may have which names a path, and one which names a prefix. `p2p_sync_request.schema.json` says
+/// the same, and what each may be.
 const PATH: [&str; 4] = ["path", OPTIONS[0], OPTIONS[1], OPTIONS[2]];
 const PREFIX: [&str; 4] = ["prefix", "limit", "cursor", OPTIONS[0]];
 /// Of one that names neither, whatever its type, beside the type's own.
@@ -118,6 +119,10 @@ pub(crate) fn requested(
         scan(text(&members, "prefix")?, limit, cursor)
     } else {
         refuse_unknown(&members, &placed_members(policy))?;
+        // What is of another kind would be passed over, and another path read than was meant.
+        if let Some(name) = names(policy).find(|name| members.contains_key(*name) && facts.member(name).is_none()) {
+            return Err(bad(&format!("{name:?} is a text or a whole number")));
+        }
         let char_id = facts.member("char_id").map(|id| id.parse()).transpose();
         let entity = facts.member("entity");
         let place = Place {
@@ -232,6 +237,9 @@ fn read_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
+mod schema;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -314,6 +322,8 @@ mod tests {
             ("[]", Code::BadRequest, "JSON object"),
             ("{", Code::InvalidJson, "line 1"),
             (r#"{"path":"prontera"}"#, Code::BadPath, "prontera"),
+            (r#"{"entity":true}"#, Code::BadRequest, "whole number"),
+            (r#"{"monster_id":7.5}"#, Code::BadRequest, "monster_id"),
             (r#"{"entity":1,"at_least":7}"#, Code::BadRequest, "incarnation"),
             (
                 r#"{"entity":1,"at_least_sequence":-7}"#,
