@@ -11,6 +11,7 @@ mod forgery;
 mod full;
 mod groups;
 mod handing_over;
+mod host_cache;
 mod isolation;
 mod leases;
 mod maps;
