@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     clients::Clients,
+    clock::Clock,
     config::Config,
     copies::Copies,
     counters::{Counters, Counts, add},
@@ -85,6 +86,9 @@ pub struct Status {
     pub link_up: bool,
     /// Why the link is down, if it is.
     pub link_problem: Option<String>,
+    /// By how much the hub's clock is ahead of this machine's, negative where it is behind; absent until the hub has told it.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
     /// Operations in memory, sent and not answered included.
     pub pending_operations: usize,
     /// Operations in the outbox: what would be lost with its disk.
@@ -212,6 +216,7 @@ impl Agent {
             finishing: AtomicBool::new(false),
             stop_wake: Notify::new(),
             limited_told: Mutex::default(),
+            clock: Clock::default(),
             flushing: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(outbox.bytes()),
             outbox_operations: AtomicU64::new(outbox.operations()),
@@ -542,6 +547,7 @@ impl Agent {
             endpoint: shared.config.endpoint.clone(),
             link_up: shared.link.is_up(),
             link_problem: shared.link.problem().map(|problem| problem.to_string()),
+            clock_skew_ms: shared.clock.hub_ahead_ms(),
             pending_operations: shared.pending().len(),
             outbox_operations: shared.outbox_operations.load(Ordering::Relaxed),
             outbox_bytes: shared.outbox_bytes.load(Ordering::Relaxed),

@@ -10,6 +10,7 @@ mod attach_lines;
 mod attached;
 pub mod cli;
 mod clients;
+mod clock;
 pub mod config;
 mod copies;
 mod counters;

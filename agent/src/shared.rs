@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     clients::Clients,
+    clock::Clock,
     config::Config,
     copies::Copies,
     counters::{Counters, add},
@@ -80,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) link: LinkState,
     /// The critical lane's, while there is one.
     pub(crate) session: ArcSwapOption<Session>,
+    pub(crate) clock: Clock,
     pub(crate) near_cache: Mutex<NearCache>,
     pub(crate) cache_wake: Notify,
     /// A call of the cache has waited in vain, and the hub has not answered one since.

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use p2p_sync_proto::{Code, Problem};
 
 use crate::{
-    Agent, Config, Status, link,
+    Agent, Config, Status, clock, link,
     local_api::{self, Action, Request},
 };
 
@@ -43,6 +43,7 @@ pub(super) fn check(file: &Path) -> ExitCode {
         trusted,
         told("outbox", &outbox(&how, &status)),
         told("hub", &hub(&status)),
+        told("clock", &clock(&status)),
     ])
 }
 
@@ -111,4 +112,15 @@ fn hub(status: &Status) -> Result<String, String> {
         Problem::new(Code::HubUnavailable, sentence).to_string()
     };
     Err(status.link_problem.clone().unwrap_or_else(silent))
+}
+
+fn clock(status: &Status) -> Result<String, String> {
+    match status.clock_skew_ms {
+        Some(ahead_ms) => match clock::problem_of(ahead_ms) {
+            Some(problem) => Err(problem.to_string()),
+            None => Ok(format!("{} ms from the hub's", ahead_ms.unsigned_abs())),
+        },
+        // Why it has not is in the line above.
+        None => Ok("the hub has not told its own".to_owned()),
+    }
 }

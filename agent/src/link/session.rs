@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use p2p_sync_proto::{
@@ -146,10 +146,11 @@ impl Session {
         let mut client = SessionClient::with_origin(self.channel.clone(), self.origin.clone())
             .max_decoding_message_size(SEALED_BYTES_MAX);
         let failed = |status| self.connector.problem_of(&status);
-        let asked = Instant::now();
+        let (asked_at, began) = (SystemTime::now(), Instant::now());
         let answer = client.hello(call).await.map_err(failed)?;
-        shared.metrics.answered(asked.elapsed());
+        shared.metrics.answered(began.elapsed());
         let reply: v1::HelloReply = self.sealer.open(&label, &answer.into_inner())?;
+        shared.clock.heard(reply.hub_time_ms, asked_at, began.elapsed());
         shared.keys.heard(&label, reply.renew_credential);
         match Code::try_from(reply.code).unwrap_or(Code::Internal) {
             Code::None => {}

@@ -4,6 +4,7 @@
 mod address;
 mod attached;
 mod bounds;
+mod clock;
 mod conflicts;
 mod crash;
 mod following;
