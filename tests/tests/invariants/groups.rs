@@ -1,9 +1,17 @@
 //! Groups from an agent to a hub that is killed: all of each or nothing, and in the order of every path they write.
 
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
 use p2p_sync_agent::{Agent, OperationState, Priority, Submission};
 use p2p_sync_proto::v1::SyncDataType;
+use p2p_sync_tests::stack;
+use serde_json::{Value, json};
 
-use crate::world::{PATIENCE, World, chat, until};
+use crate::world::{PATIENCE, PROGRAM, World, chat, until};
 
 const OPERATIONS: u32 = 600;
 const KILLS: u32 = 3;
@@ -94,4 +102,76 @@ fn invariant_07_a_group_that_the_hub_refuses_writes_nothing_and_is_a_readable_de
     until("the dead letter is on disk", || {
         !agent.dead_letters(1).expect("reads").is_empty()
     });
+}
+
+/// `p2p-sync-agent group` on a file, or with `-` on what it reads: whether it ended well, and what it said.
+fn group_of(agent: &stack::Agent, members: &Value, by_file: bool) -> (bool, Value) {
+    let file = agent.config().with_file_name("group.json");
+    std::fs::write(&file, members.to_string()).expect("the folder can be written");
+    let file = if by_file {
+        file.display().to_string()
+    } else {
+        "-".to_owned()
+    };
+    let child = Command::new(PROGRAM)
+        .args(["agent", "group", &file, "--timeout", "60", "--config"])
+        .arg(agent.config())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    if !by_file {
+        let mut input = child.stdin.as_ref().expect("piped");
+        input.write_all(members.to_string().as_bytes()).expect("it reads");
+    }
+    // Ends its input, too.
+    let output = child.wait_with_output().expect("it is our child");
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code() == Some(0), told)
+}
+
+#[test]
+fn a_group_at_the_command_line_is_written_whole_or_refused_whole_with_the_member_that_is_wrong() {
+    let world = World::new();
+    let folder = world.folder.path().join("agent");
+    let credential = world.hub.add_host(1);
+    let mut agent = stack::Agent::new(Path::new(PROGRAM), &folder, &world.endpoint(), &credential, &[]);
+    let members = |wrong: Option<usize>| -> Value {
+        let member = |at: usize| {
+            let amount = if Some(at) == wrong { 40_000 } else { 1 };
+            let map = if at % 2 == 0 { "prontera" } else { "geffen" };
+            json!({"type": "ITEM_DROP", "map": map, "data": {"drop_id": at, "amount": amount}})
+        };
+        (0..5).map(member).collect()
+    };
+    // Without an agent that runs, and through one.
+    for (runs, by_file) in [(false, true), (false, false), (true, true), (true, false)] {
+        if runs && by_file {
+            agent.start();
+            agent.ask(json!({"do": "status"}));
+        }
+        let (well, told) = group_of(&agent, &members(Some(3)), by_file);
+        assert!(!well, "{told}");
+        assert_eq!(
+            (&told["state"], &told["label"]),
+            (&json!("REJECTED"), &json!("IMPOSSIBLE_VALUE")),
+            "{told}"
+        );
+        let sentence = told["error"].as_str().expect("says why");
+        assert!(
+            sentence.starts_with("member 3 of the group") && sentence.contains("30000"),
+            "{sentence}"
+        );
+        assert_eq!(world.count("SELECT count(*) FROM p2p_sync.states"), 0);
+        assert_eq!(world.count("SELECT count(*) FROM p2p_sync.operations"), 0);
+    }
+    for (by_file, operations) in [(true, 5), (false, 10)] {
+        let (well, told) = group_of(&agent, &members(None), by_file);
+        assert!(well && told["state"] == "APPLIED", "{told}");
+        assert_eq!(world.count("SELECT count(*) FROM p2p_sync.states"), 5);
+        let in_group = "SELECT count(*) FROM p2p_sync.operations WHERE in_group";
+        assert_eq!(world.count(in_group), operations);
+    }
+    let (well, _) = group_of(&agent, &json!([{"typ": "ITEM_DROP"}]), true);
+    assert!(!well, "no group");
 }

@@ -135,6 +135,19 @@ fn invariant_04_a_map_that_is_taken_amid_writes_has_one_writer_at_each_moment_an
         world.count("SELECT count(*) FROM p2p_sync.states WHERE hub_edit = 1"),
         1
     );
+    // What is given up is never told as applied.
+    let line = listed.lines().nth(1).expect("at least two");
+    let second = line.split(' ').next().expect("a number");
+    let operation = line.split(' ').find_map(|field| field.strip_prefix("operation="));
+    let operation: Uuid = operation.and_then(|id| id.parse().ok()).expect("an id");
+    let discarded = world.hub.command(&["limbo", "discard", second]);
+    assert_eq!(discarded, format!("{second} discarded"));
+    let left = world.hub.command(&["limbo", "list", "--limit", "1000"]);
+    assert_eq!(left.lines().count(), limbo.len() - 2);
+    for (table, rows) in [("limbo_operations", 0), ("operations", 0), ("rejected_operations", 1)] {
+        let there = format!("SELECT count(*) FROM p2p_sync.{table} WHERE operation_id = $1");
+        assert_eq!(world.rows(&there, &[&operation])[0].get::<_, i64>(0), rows, "{table}");
+    }
 }
 
 #[test]

@@ -254,6 +254,46 @@ fn invariant_08_what_a_filter_leaves_out_is_covered_all_the_same() {
 }
 
 #[test]
+fn each_message_and_each_heartbeat_say_how_far_the_stream_is_however_far_it_was_told() {
+    let world = World::new();
+    run(async {
+        let mut writer = Writer::connect(&world.endpoint(), &world.hub.add_host(1)).await;
+        // More than windows and buffers hold.
+        for _ in 0..24 {
+            let some: Vec<_> = (0..50)
+                .map(|_| writer.next("prontera/CHAT_MESSAGE/1", Some(&noise())))
+                .collect();
+            writer.critical(&some).await;
+        }
+        let head = world.count("SELECT head FROM p2p_sync.map_states").cast_unsigned();
+        let request = from(&[("prontera", 0), ("geffen", 0)]);
+        let mut subscriber = writer.host.subscribe(&writer.channel, &request).await;
+        let first = subscriber.next().await.expect("goes on").expect("not over");
+        assert!(first.upto < head, "{} of {head} in one message", first.upto);
+        assert_eq!(first.head, head);
+        // A heartbeat is due, and more is to be told.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let heartbeat = loop {
+            let update = subscriber.next().await.expect("goes on").expect("not over");
+            if update.stream.is_empty() {
+                break update;
+            }
+        };
+        let [here, elsewhere] = heartbeat.covered.as_slice() else {
+            panic!("of both streams: {heartbeat:?}")
+        };
+        assert!(here.upto < head, "{} of {head} were told", here.upto);
+        assert_eq!((here.head, elsewhere.head), (head, 0));
+    });
+}
+
+/// A message that nothing makes smaller on the way.
+fn noise() -> String {
+    let text: String = (0..4000).map(|_| fastrand::alphanumeric()).collect();
+    format!(r#"{{"char_id":1,"text":"{text}"}}"#)
+}
+
+#[test]
 fn what_other_hosts_say_of_themselves_is_not_told() {
     let world = World::new();
     run(async {
@@ -398,11 +438,6 @@ fn invariant_10_a_subscriber_that_does_not_read_is_cut_and_told_where_to_resume_
         let mut stuck = slow.host.subscribe(&slow.channel, &request).await;
         let mut reading = quick.host.subscribe(&quick.channel, &request).await;
         let (mut told, mut late) = (Told::default(), Told::default());
-        // Nothing makes it smaller on the way.
-        let noise = || {
-            let text: String = (0..4000).map(|_| fastrand::alphanumeric()).collect();
-            format!(r#"{{"char_id":1,"text":"{text}"}}"#)
-        };
         let began = Instant::now();
         // More than windows and buffers hold.
         for _ in 0..40 {
