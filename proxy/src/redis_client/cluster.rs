@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn nodes_that_are_away_or_have_no_address_are_passed_over() {
-        let told = |line| address_of(line).map(|address| address.to_string());
+        let told = |line: &str| address_of(line).map(|address| address.to_string());
         let of = |address: &str, flags: &str| format!("07c3 {address} {flags} - 0 1426238317239 4 connected 0-5460");
         assert_eq!(
             told(&of("127.0.0.1:7001@17001", "myself,master")).as_deref(),

@@ -12,6 +12,10 @@ use super::{free_port, variable, wait_until};
 
 /// For servers to find one another, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For one answer, on such a machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// A server cuts its connections when it changes its role.
+const TRIES_MAX: usize = 5;
 /// Slots that a cluster has.
 const SLOTS: usize = 16_384;
 /// A node that is silent for so long is failed over.
@@ -63,8 +67,15 @@ impl OwnRedis {
 
     /// A new connection to it.
     pub async fn client(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.url()).expect("the URL is well formed");
-        client.get_multiplexed_async_connection().await.expect("it serves")
+        self.try_client().await.expect("it serves")
+    }
+
+    async fn try_client(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let client = redis::Client::open(self.url())?;
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
+        client.get_multiplexed_async_connection_with_config(&patient).await
     }
 
     /// Kills it with SIGKILL: all it held is lost.
@@ -119,8 +130,15 @@ impl OwnRedis {
         let mut words = command.split(' ');
         let mut question = redis::cmd(words.next().expect("a command"));
         question.arg(words.collect::<Vec<_>>());
-        let answer = question.query_async(&mut self.client().await).await;
-        answer.unwrap_or_else(|error| panic!("{command}: {error}"))
+        for number in 1.. {
+            let answer = async { question.query_async(&mut self.try_client().await?).await };
+            match answer.await {
+                Ok(answer) => return answer,
+                Err(error) if number == TRIES_MAX => panic!("{command}: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        unreachable!("it answers or panics")
     }
 
     /// Whether it says all of these in `INFO` or `CLUSTER INFO`.

@@ -212,7 +212,7 @@ fn a_redis_cluster_that_has_lost_slots_costs_the_hosts_on_them_their_cache_and_n
         })
         .await;
         assert!(
-            account.written > 0 && account.p99() < Duration::from_secs(2),
+            account.written > 0 && account.p99() < CAUGHT_UP_WITHIN,
             "{:?}",
             account.p99()
         );
