@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn it_is_told_once_until_the_clock_was_right_again() {
         let clock = Clock::default();
-        let told = |hub_seconds| {
+        let told = |hub_seconds: u64| {
             clock.heard(
                 hub_seconds * 1_000,
                 UNIX_EPOCH + Duration::from_secs(100),
