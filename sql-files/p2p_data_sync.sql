@@ -1595,8 +1595,8 @@ BEGIN
                 OR (SELECT count(*) FROM (SELECT FROM p2p_sync.presence WHERE account_id = account.id LIMIT 32) AS others) < 32));
 END $$;
 
--- Leaves the operations in `p_early` unsettled, and with them all of `p_new` that follows one: `held` are these, `remaining` is
--- the rest. Called by apply_batch, which has settled all of `p_new`.
+-- Leaves the operations in `p_early` unsettled, and with them all of `p_new` that follows one, what was refused included: `held`
+-- are these, `remaining` is the rest. Called by apply_batch, which has settled all of `p_new`, and kept what was refused of it.
 CREATE OR REPLACE FUNCTION p2p_sync.hold_back(
     p_host uuid, p_incarnation bigint, p_new int8multirange, p_early bigint[],
     p_followers bigint[], p_predecessor_incarnations bigint[], p_predecessors bigint[],
@@ -1621,6 +1621,8 @@ BEGIN
     END LOOP;
     UPDATE p2p_sync.settled_sequences AS s SET settled = s.settled - v_held
         WHERE s.host_id = p_host AND s.incarnation = p_incarnation;
+    DELETE FROM p2p_sync.rejected_operations
+        WHERE host_id = p_host AND incarnation = p_incarnation AND sequence = ANY (held);
     remaining := p_new - v_held;
 END $$;
 
@@ -2105,8 +2107,8 @@ END $$;
 --   p_in_group                   per operation: a member of a group; empty when none is
 --   p_log_seconds                per operation: 0 is always logged, n at most every n seconds a path, NULL never
 --
---   p_followers, p_predecessor_incarnations, p_predecessors   what has to be settled before an operation, by its sequence,
---                                in the order of those; an operation may be there several times
+--   p_followers, p_predecessor_incarnations, p_predecessors   what has to be settled before an operation, also before one that
+--                                is to be refused, by its sequence, in the order of those; one may be there several times
 --   p_leases_required            only a map's holder writes it, and only who has a player writes that; otherwise everybody
 --                                does, and at the last tenure
 --   p_conflict_rules             per operation: the rule of settle_conflicts
@@ -2147,6 +2149,7 @@ DECLARE
     v_settled int8multirange;
     v_after int8multirange;
     v_new int8multirange;
+    v_refused int8multirange;
     v_operation record;
     v_heads bigint[];
     v_conflicting bigint[] := '{}';
@@ -2176,6 +2179,7 @@ BEGIN
         RETURNING hub.hub_id, hub.timeline, s.settled, s.closed INTO v_hub, timeline, v_after, closed;
     IF FOUND THEN
         v_new := p_batch;
+        v_refused := p_refused;
         v_settled := '{}';
     ELSE
         LOOP
@@ -2194,16 +2198,18 @@ BEGIN
         END IF;
 
         v_new := p_batch - v_settled;
+        v_refused := p_refused - v_settled;
 
         -- An operation waits until its predecessor is settled, or is before it in this call. They come in the order of their
-        -- sequences, so each predecessor is decided when its successor's turn comes.
-        IF cardinality(p_predecessors) > 0 AND NOT isempty(v_new) THEN
+        -- sequences, so each predecessor is decided when its successor's turn comes. What is to be refused waits too: else what
+        -- follows it would overtake what is before it.
+        IF cardinality(p_predecessors) > 0 AND NOT isempty(v_new + v_refused) THEN
             v_after := v_settled + p_batch + p_refused + p_withdrawn;
             FOR v_operation IN
                 SELECT f.sequence, f.predecessor_incarnation, f.predecessor
                     FROM unnest(p_followers, p_predecessor_incarnations, p_predecessors) WITH ORDINALITY
                         AS f(sequence, predecessor_incarnation, predecessor, ord)
-                    WHERE v_new @> f.sequence
+                    WHERE v_new @> f.sequence OR v_refused @> f.sequence
                     ORDER BY f.ord
             LOOP
                 IF v_operation.predecessor_incarnation < p_incarnation THEN
@@ -2217,9 +2223,10 @@ BEGIN
                 waiting := waiting || v_operation.sequence;
             END LOOP;
             v_new := v_new * v_after;
+            v_refused := v_refused * v_after;
         END IF;
 
-        v_after := v_settled + v_new + p_refused + (p_withdrawn - p_batch);
+        v_after := v_settled + v_new + v_refused + (p_withdrawn - p_batch - p_refused);
         IF v_after <> v_settled THEN
             UPDATE p2p_sync.settled_sequences SET settled = v_after WHERE host_id = p_host AND incarnation = p_incarnation;
         END IF;
@@ -2261,7 +2268,7 @@ BEGIN
                 FROM unnest(p_refused_sequences, p_refused_ids, p_refused_paths, p_refused_types,
                         p_refused_codes, p_refused_reasons, p_refused_payloads)
                     AS r(sequence, operation_id, path, data_type, code, reason, payload)
-                WHERE NOT v_settled @> r.sequence;
+                WHERE v_refused @> r.sequence;
     END IF;
 
     IF isempty(v_new) THEN
@@ -2274,10 +2281,11 @@ BEGIN
         IF v_may_wait THEN
             v_early := p2p_sync.find_early(p_host, v_new, p_sequences, p_paths, p_data_types, p_account_ids, p_maps, p_payloads);
             IF cardinality(v_early) > 0 THEN
-                SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new, v_early, p_followers,
+                SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new + v_refused, v_early, p_followers,
                     p_predecessor_incarnations, p_predecessors);
                 waiting := waiting || v_held.held;
-                v_new := v_held.remaining;
+                v_new := v_new * v_held.remaining;
+                v_refused := v_refused * v_held.remaining;
                 IF isempty(v_new) THEN
                     RETURN;
                 END IF;
@@ -2357,10 +2365,10 @@ BEGIN
             p_stale_tenure_code, p_not_here_code, v_may_wait);
         IF cardinality(v_found.early) > 0 THEN
             -- Another host got the player since it was looked for.
-            SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new, v_found.early, p_followers,
+            SELECT * INTO v_held FROM p2p_sync.hold_back(p_host, p_incarnation, v_new + v_refused, v_found.early, p_followers,
                 p_predecessor_incarnations, p_predecessors);
             waiting := waiting || v_held.held;
-            v_new := v_held.remaining;
+            v_new := v_new * v_held.remaining;
             IF isempty(v_new) THEN
                 PERFORM p2p_sync.give_back(p_streams, p_stream_counts, p_stream_of, p_sequences, v_new);
                 RETURN;

@@ -104,6 +104,9 @@ pub struct Refused {
     pub operation_id: Uuid,
     /// Absent where the operation could not be read that far: then nothing is settled by refusing it.
     pub position: Option<Position>,
+    /// What has to be settled before it, as far as that could be read: else what follows it would overtake these. Always
+    /// before `position`.
+    pub follows: Vec<Position>,
     /// As the host gave it, whatever it is, cut to what a path may have.
     pub path: String,
     /// As the host gave it, whatever it is.

@@ -45,6 +45,8 @@ pub(super) struct Part<'a> {
 pub(super) struct Refusal<'a> {
     pub(super) index: u32,
     pub(super) sequence: u64,
+    /// What has to be settled before it.
+    pub(super) follows: Cow<'a, [Position]>,
     pub(super) operation_id: Uuid,
     pub(super) path: &'a str,
     pub(super) data_type: i32,
@@ -273,6 +275,7 @@ impl<'a> Refusal<'a> {
         Self {
             index: refused.index,
             sequence,
+            follows: Cow::Borrowed(&refused.follows),
             operation_id: refused.operation_id,
             path: &refused.path,
             data_type: refused.data_type,

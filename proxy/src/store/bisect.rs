@@ -141,6 +141,7 @@ fn refused_alone<'a>(ops: &[&'a ValidOp], sentence: &str) -> Option<Refusal<'a>>
     Some(Refusal {
         index: first.index,
         sequence: first.position.sequence,
+        follows: ops.iter().flat_map(|op| op.follows()).collect(),
         operation_id: first.operation_id,
         path,
         data_type,

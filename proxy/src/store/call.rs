@@ -69,10 +69,14 @@ impl<'a> Arguments<'a> {
         let given: Vec<&str> = ops.iter().map(|op| op.path.parts().scope.stream()).collect();
         let (streams, stream_counts, stream_of, stream_back) = number(&given);
         let has_groups = ops.iter().any(|op| op.in_group);
-        let following: Vec<(u64, Position)> = ops
+        let of_ops = ops
             .iter()
-            .flat_map(|op| op.follows().map(|before| (op.position.sequence, before)))
-            .collect();
+            .flat_map(|op| op.follows().map(|before| (op.position.sequence, before)));
+        let of_refused = refused
+            .iter()
+            .flat_map(|one| one.follows.iter().map(|before| (one.sequence, *before)));
+        let mut following: Vec<(u64, Position)> = of_ops.chain(of_refused).collect();
+        following.sort_by_key(|(sequence, _)| *sequence);
         Self {
             host_id,
             incarnation: signed(part.incarnation),
@@ -271,7 +275,8 @@ impl Answer {
             }
         }
         for refused in &part.refused {
-            let is_new = !self.closed && !self.refused_before.contains(&signed(refused.sequence));
+            let sequence = signed(refused.sequence);
+            let is_new = !self.closed && !self.refused_before.contains(&sequence) && !self.waiting.contains(&sequence);
             let outcome = if is_new {
                 committed.settled_now.push(refused.index);
                 Outcome::Rejected(refused.problem.clone().into_owned())

@@ -33,6 +33,9 @@ use crate::{
 
 /// Operations checked before others get their turn on the thread: a large batch must not hold up a critical message.
 const OPS_PER_TURN: usize = 16;
+/// What the refused operations of a message may say that they follow: two for each operation and each member of a group that
+/// a message may have.
+const REFUSED_FOLLOW_MAX: usize = 2 * BATCH_OPS_MAX;
 
 /// What is told of bytes that are no operation, and of an operation in other bytes than its own.
 const NOT_CANONICAL: &str = "the bytes are not an operation's canonical encoding; update the agent";
@@ -62,11 +65,13 @@ pub async fn validate(rules: &Rules, message: Authenticated<v1::OperationBatch>)
         role: sender.role(),
         incarnation_max: sender.label().incarnation,
     };
+    let mut followed = 0;
     for (index, bytes) in (0..).zip(&body.operations) {
         if let Err(refused) = check.operation(index, bytes, &mut seen, &mut valid.ops) {
+            followed += refused.follows.len();
             valid.refused.push(*refused);
         }
-        if valid.ops.len() > BATCH_OPS_MAX {
+        if valid.ops.len() > BATCH_OPS_MAX || followed > REFUSED_FOLLOW_MAX {
             return (sender, Err(too_many(valid.ops.len())));
         }
         if (index as usize + 1).is_multiple_of(OPS_PER_TURN) {
@@ -183,6 +188,7 @@ impl Check<'_> {
             index,
             operation_id: read_id(&op.operation_id).unwrap_or_default(),
             position,
+            follows: position.map(|position| follows(op, position)).unwrap_or_default(),
             path: op.path[..op.path.floor_char_boundary(PATH_BYTES_MAX)].to_owned(),
             data_type: data_type.map_or(-1, i32::from),
             payload: match &op.payload {
@@ -360,6 +366,29 @@ pub fn check_edit(rules: &Rules, path: &Path, payload: Option<&str>) -> Result<(
     let payload = payload.map(|payload| Payload::Full(payload.to_owned().into()));
     check.payload(payload.as_ref(), payload.is_none(), policy)?;
     Ok(())
+}
+
+/// What an operation, or a group's members, say that they follow; what cannot be is left out.
+fn follows(op: &v1::Operation, position: Position) -> Vec<Position> {
+    let members = match &op.payload {
+        Some(Payload::Group(group)) => &group.members[..],
+        _ => &[],
+    };
+    let members = members
+        .iter()
+        .filter(|bytes| Glance::at(bytes).is_some_and(|glance| glance.members == 0))
+        .filter_map(|bytes| v1::Operation::decode(bytes.clone()).ok())
+        .flat_map(|member| [member.predecessor, member.presence]);
+    let mut follows: Vec<Position> = [op.predecessor, op.presence]
+        .into_iter()
+        .chain(members)
+        .flatten()
+        .map(Position::from)
+        .filter(|before| *before < position && (1..=COUNTER_MAX).contains(&before.sequence))
+        .collect();
+    follows.sort_unstable();
+    follows.dedup();
+    follows
 }
 
 fn is_canonical(op: &v1::Operation, bytes: &Bytes) -> bool {

@@ -152,6 +152,7 @@ pub(crate) fn refused(index: u32, position: Option<Position>, problem: p2p_sync_
         index,
         operation_id: new_id(),
         position,
+        follows: vec![],
         path: "not \0 a path".to_owned(),
         data_type: 99,
         payload: vec![0xff, 0],

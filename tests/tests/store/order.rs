@@ -1,9 +1,10 @@
 //! The newest version of a path is its truth, whatever arrives when; what counts one by one applies in its order.
 
-use p2p_sync_proxy::operation::ValidOp;
+use p2p_sync_proto::{Code, Problem};
+use p2p_sync_proxy::operation::{Refused, Valid, ValidOp};
 use uuid::Uuid;
 
-use crate::fixture::{Hub, at, delete, every, message, numbers, put, told};
+use crate::fixture::{Hub, at, delete, every, message, numbers, put, refused, told};
 
 const PATH: &str = "prontera/MONSTER_DATA/1";
 
@@ -121,6 +122,31 @@ async fn invariant_03_what_counts_one_by_one_waits_for_its_predecessor_and_appli
     assert_eq!(told(&all), ["applied", "applied", "applied"]);
     let changes = hub.store.changes_since("prontera", 0, 10).await.expect("reads");
     assert_eq!(numbers(changes.iter().map(|state| &state.payload)), [5, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn invariant_03_what_follows_a_refused_operation_does_not_overtake_what_is_before_that() {
+    let (hub, host, path) = (Hub::new().await, Uuid::nil(), "prontera/CHAT_MESSAGE");
+    let wrong = || Refused {
+        follows: vec![at(1, 1)],
+        ..refused(1, Some(at(1, 2)), Problem::new(Code::ImpossibleValue, "why"))
+    };
+    let early = || Valid {
+        refused: vec![wrong()],
+        ..message(host, vec![every(path, 3, Some(2))])
+    };
+    for _ in 0..2 {
+        let committed = hub.store.apply(&early()).await.expect("serves");
+        assert_eq!(told(&committed), ["not yet", "not yet"]);
+        assert_eq!(committed.settled_now, [0; 0]);
+    }
+    assert_eq!(hub.count("SELECT count(*) FROM p2p_sync.rejected_operations").await, 0);
+    assert_eq!(told(&hub.apply(host, vec![every(path, 1, None)]).await), ["applied"]);
+    let late = hub.store.apply(&early()).await.expect("serves");
+    assert_eq!(told(&late), ["applied", "IMPOSSIBLE_VALUE"]);
+    assert_eq!(late.settled_now, [1]);
+    let changes = hub.store.changes_since("prontera", 0, 10).await.expect("reads");
+    assert_eq!(numbers(changes.iter().map(|state| &state.payload)), [1, 3]);
 }
 
 #[tokio::test]

@@ -161,6 +161,7 @@ async fn what_is_refused_counts_once_however_often_it_comes() {
             incarnation: 1,
             sequence: 2,
         }),
+        follows: vec![],
         path: "prontera/MONSTER_DATA/7".to_owned(),
         data_type: 1,
         payload: b"{}".to_vec(),
