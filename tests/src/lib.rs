@@ -21,6 +21,7 @@ mod map_host;
 pub mod map_server;
 #[cfg(target_os = "linux")]
 pub mod migrations;
+pub mod model;
 pub mod raw_peer;
 pub mod recording;
 #[cfg(target_os = "linux")]

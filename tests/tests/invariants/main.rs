@@ -16,6 +16,7 @@ mod host_cache;
 mod isolation;
 mod leases;
 mod maps;
+mod model;
 mod order;
 mod presence;
 mod promotion;
