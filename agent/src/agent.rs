@@ -145,13 +145,7 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let (outbox, found) = Outbox::open(&config.outbox_dir, credential, &config.former_credentials)?;
-        if !config.former_credentials.is_empty() {
-            // What opening wrapped anew the former ones open no more.
-            let forgotten = link::forget_former(&config.credential_file, credential.generation);
-            if let Err(problem) = forgotten {
-                tracing::warn!("a former credential is kept for now: {problem}");
-            }
-        }
+        forget_former(&config, credential.generation);
         let keys = Arc::new(Keys::new(credential));
         let policies = found
             .policies
@@ -166,10 +160,8 @@ impl Agent {
         );
         let mut pending = Pending::new(config.queue_ops_max, config.conflation);
         if let (Some(first), Some(last)) = (found.first, found.last) {
-            tracing::info!(
-                operations = outbox.operations(),
-                "the outbox holds operations of earlier starts"
-            );
+            let operations = outbox.operations();
+            tracing::info!(operations, "the outbox holds operations of earlier starts");
             pending.leave_to_disk(first, last);
         }
         found.withdrawn.into_iter().for_each(|range| pending.withdraw(range));
@@ -226,13 +218,7 @@ impl Agent {
             config,
         });
         let runtime = link::runtime(shared.config.worker_threads)?;
-        let (puller, watcher) = {
-            let _inside = runtime.enter();
-            let (config, keys, sent) = (&shared.config, &shared.keys, &shared.sent);
-            let puller = Puller::new(config, keys.clone(), shared.incarnation, sent.clone());
-            let watcher = Watcher::new(config, keys.clone(), shared.incarnation, sent.clone());
-            (Arc::new(puller), Arc::new(watcher))
-        };
+        let (puller, watcher) = reading(&shared, &runtime);
         // Last of what can fail: it holds the outbox until it is told to end.
         let spooler = Spooler::new(shared.clone(), exits.spool, outbox);
         let spooler = threads::spawn("p2p-spooler", move || spooler.run())
@@ -644,6 +630,25 @@ impl Drop for Agent {
         // Logged where something is lost.
         let _ = self.shutdown_within(timeout);
     }
+}
+
+/// What opening the outbox wrapped anew former credentials open no more.
+fn forget_former(config: &Config, generation: u32) {
+    if config.former_credentials.is_empty() {
+        return;
+    }
+    if let Err(problem) = link::forget_former(&config.credential_file, generation) {
+        tracing::warn!("a former credential is kept for now: {problem}");
+    }
+}
+
+/// What reads from the hub and follows it, over connections that are made when they are first used.
+fn reading(shared: &Shared, runtime: &Runtime) -> (Arc<Puller>, Arc<Watcher>) {
+    let _inside = runtime.enter();
+    let (config, keys, sent) = (&shared.config, &shared.keys, &shared.sent);
+    let puller = Puller::new(config, keys.clone(), shared.incarnation, sent.clone());
+    let watcher = Watcher::new(config, keys.clone(), shared.incarnation, sent.clone());
+    (Arc::new(puller), Arc::new(watcher))
 }
 
 /// The state at a path, by whoever can ask the hub.

@@ -76,6 +76,7 @@ const HUB_KEYS: [&str; 10] = [
 
 /// What the agent is built from; every value is within its bounds.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the file")]
 pub struct Config {
     /// The hub: `https://host:port`, with an optional path prefix; `http` on this machine.
     pub endpoint: String,

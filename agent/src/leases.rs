@@ -378,13 +378,12 @@ impl Table {
         let before = before.filter(|before| before.tenure == heard.tenure);
         let before = before.and_then(|before| before.held);
         let is_well = !heard.at_risk_in.is_zero();
-        let awaits = match before {
-            Some(before) => before.awaits,
-            None => {
-                let copied = self.copies.get(&heard.map);
-                let is_late = copied.is_some_and(|upto| *upto < heard.stream_head);
-                is_late.then(|| (heard.stream_head, at + COPY_PATIENCE))
-            }
+        let awaits = if let Some(before) = before {
+            before.awaits
+        } else {
+            let copied = self.copies.get(&heard.map);
+            let is_late = copied.is_some_and(|upto| *upto < heard.stream_head);
+            is_late.then(|| (heard.stream_head, at + COPY_PATIENCE))
         };
         let held = Held {
             at_risk: at + heard.at_risk_in,

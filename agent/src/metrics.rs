@@ -1,4 +1,5 @@
-//! What this host tells of itself now and then: how busy its machine and its line are, an operation of type HOST_METRICS.
+//! What this host tells of itself now and then: how busy its machine and its line are, an operation of type
+//! `HOST_METRICS`.
 //!
 //! A program may write the same path. What it wrote last stands beside what is told here, so that the hub has both.
 

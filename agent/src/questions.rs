@@ -324,7 +324,7 @@ impl Questions {
     /// Takes a question and gives the id that its answer comes under. Waits for nothing.
     pub(crate) fn ask(self: &Arc<Self>, runtime: &Handle, question: Question, notify: bool) -> Result<Uuid, Problem> {
         let asker = &self.asker;
-        let asked = question.asked(&**asker)?;
+        let what = question.asked(&**asker)?;
         let place = self.places.clone().try_acquire_owned().map_err(|error| match error {
             TryAcquireError::Closed => shut_down(),
             TryAcquireError::NoPermits => {
@@ -346,7 +346,7 @@ impl Questions {
             settled: None,
             _place: place,
         };
-        match asked {
+        match what {
             Asked::Pull(request) => drop(runtime.spawn(unanswered.ask(question, request, false))),
             Asked::Kept(request) => match self.kept(&request) {
                 Err(problem) if problem.code == Code::NotKept && self.puller.keeps() => {
@@ -429,8 +429,8 @@ struct Unanswered {
 impl Unanswered {
     /// Asks the hub; `kept`: what the agent in between has, without the hub.
     async fn ask(mut self, question: Question, request: v1::PullRequest, kept: bool) {
-        let puller = self.questions.puller.clone();
-        let pulled = timeout(ANSWER_TIMEOUT, puller.pull_kept(request, ANSWER_TIMEOUT, kept)).await;
+        let link = self.questions.puller.clone();
+        let pulled = timeout(ANSWER_TIMEOUT, link.pull_kept(request, ANSWER_TIMEOUT, kept)).await;
         let silent = |_| Err(Problem::new(Code::HubUnavailable, "the hub did not answer in time"));
         self.answered(&question, pulled.unwrap_or_else(silent));
     }
