@@ -439,15 +439,14 @@ pub(crate) fn ask_hub(
     request: &Request,
     ask: impl FnOnce(v1::PullRequest) -> Result<v1::PullReply, Problem>,
 ) -> Result<Value, Problem> {
-    let question = match request.action {
-        Action::Scan => read::scan(&request.prefix, request.limit, &request.cursor),
-        _ => {
-            let at_least = read::AtLeast {
-                version: request.at_least,
-                sequence: request.at_least_sequence.unwrap_or_default(),
-            };
-            read::get(&request.path, &at_least)
-        }
+    let question = if let Action::Scan = request.action {
+        read::scan(&request.prefix, request.limit, &request.cursor)
+    } else {
+        let at_least = read::AtLeast {
+            version: request.at_least,
+            sequence: request.at_least_sequence.unwrap_or_default(),
+        };
+        read::get(&request.path, &at_least)
     };
     read::answer_json(ask(question?)?)
 }

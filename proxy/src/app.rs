@@ -134,13 +134,7 @@ impl App {
                 let publisher = Publisher::redis(Arc::clone(&streams), client.clone(), &redis.prefix);
                 let attends = Attends::redis(client.clone(), &redis.prefix);
                 heard = Some((client.clone(), redis.prefix.clone()));
-                (
-                    cache,
-                    publisher,
-                    HostCache::redis(client, &redis.prefix),
-                    attends,
-                    None,
-                )
+                (cache, publisher, HostCache::redis(client, &redis.prefix), attends, None)
             }
         };
         let (draining, drained) = watch::channel(false);

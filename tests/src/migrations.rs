@@ -76,7 +76,7 @@ fn migrations() -> u32 {
 const PLANNED_P99_MS: f64 = 250.0;
 const AFTER_LEASE_MS: f64 = 1000.0;
 /// For a map to change hands, whatever happens meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the run came to.
@@ -171,7 +171,7 @@ pub fn run(options: &Options) -> ExitCode {
 pub async fn measure(options: &Options, program: &Path) -> Report {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let database = services::database().await;
-    let (hubs, machines, names) = set_up(options, program, folder.path(), &database).await;
+    let (hubs, machines, names) = set_up(options, program, folder.path(), &database);
     let settings = settings(options);
     let store = Store::connect(&store_config(database.url(), &settings))
         .await
@@ -207,12 +207,7 @@ pub async fn measure(options: &Options, program: &Path) -> Report {
 
 type Machines = Vec<Machine>;
 
-async fn set_up(
-    options: &Options,
-    program: &Path,
-    folder: &Path,
-    database: &Database,
-) -> ([Hub; 2], Machines, Vec<String>) {
+fn set_up(options: &Options, program: &Path, folder: &Path, database: &Database) -> ([Hub; 2], Machines, Vec<String>) {
     let server = HubDatabase::Server(database.url().to_owned());
     let mut conf = redis_settings(&services::shared_redis_url());
     conf.extend([
@@ -382,11 +377,14 @@ async fn keep_moving(run: Arc<Run>, map: String) {
 }
 
 async fn report(options: &Options, run: &Run, said: &[(String, Uuid)]) -> Report {
+    // A tenure in which nothing was written was of a host that was killed as it got the map.
     const GAPS: &str = "WITH spans AS ( \
             SELECT stream, tenure, min(received_at) AS first, max(received_at) AS last FROM p2p_sync.operations GROUP BY 1, 2 \
         ), gaps AS ( \
-            SELECT stream, tenure, lead(first) OVER (PARTITION BY stream ORDER BY tenure) - last AS gap FROM spans \
-        ) SELECT t.ended_by, extract(epoch FROM greatest(g.gap, interval '0'))::float8 FROM gaps AS g \
+            SELECT stream, tenure, lead(tenure) OVER by_tenure AS next, lead(first) OVER by_tenure - last AS gap FROM spans \
+                WINDOW by_tenure AS (PARTITION BY stream ORDER BY tenure) \
+        ) SELECT CASE WHEN g.next = g.tenure + 1 THEN t.ended_by ELSE 'lapsed' END, \
+                extract(epoch FROM greatest(g.gap, interval '0'))::float8 FROM gaps AS g \
             JOIN p2p_sync.map_tenures AS t ON t.map = g.stream AND t.tenure = g.tenure WHERE g.gap IS NOT NULL";
     const TWO: &str = "SELECT count(*) FROM (SELECT tenure, max(tenure) OVER (PARTITION BY stream ORDER BY stream_sequence) AS newest \
         FROM p2p_sync.operations) AS _ WHERE tenure < newest";
@@ -419,6 +417,11 @@ async fn report(options: &Options, run: &Run, said: &[(String, Uuid)]) -> Report
         "LIMBO" => !limbo.contains(id),
         _ => false,
     };
+    for (state, id) in said.iter().filter(is_lost) {
+        // Whoever looks for it finds it by this.
+        let elsewhere = (logged.contains(id), limbo.contains(id));
+        println!("migrations: {id} was told as {state}, and is not there; logged, in limbo: {elsewhere:?}");
+    }
     let count = async |sql: &str| -> i64 { run.sql.query_one(sql, &[]).await.expect("valid SQL").get(0) };
     Report {
         migrations: options.migrations,

@@ -59,5 +59,9 @@ impl Players {
 
 fn owners(entry: &Entry) -> impl Iterator<Item = &str> {
     let members = entry.group.as_deref().map_or(&[][..], |group| &group.paths);
-    members.iter().map(String::as_str).chain([&*entry.path]).filter_map(player_of)
+    members
+        .iter()
+        .map(String::as_str)
+        .chain([&*entry.path])
+        .filter_map(player_of)
 }

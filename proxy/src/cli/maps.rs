@@ -229,11 +229,14 @@ async fn migrate(store: &Store, config: &Config, map: &str, host_id: Option<Uuid
         None => best(store, config, map).await?,
     };
     assignment::check_listens(&store.world().await?, &config.maps, to)?;
-    let (by, score) = (None, 0.0);
     store.note_alive().await?;
-    store
-        .begin_handover(&HandoverOrder { by, map, to, score }, &config.maps)
-        .await?;
+    let order = HandoverOrder {
+        by: None,
+        map,
+        to,
+        score: 0.0,
+    };
+    store.begin_handover(&order, &config.maps).await?;
     println!("{map} is on its way to {to}");
     Ok(())
 }

@@ -70,6 +70,10 @@ impl Embedder {
     /// Makes ready what the settings name; a model is read here, nobody is asked. `None`: embeddings are off.
     ///
     /// Errors: `BAD_EMBEDDING_PROVIDER`, with the setting to mend.
+    #[cfg_attr(
+        not(feature = "local-embeddings"),
+        expect(clippy::unused_async, reason = "a model is read beside")
+    )]
     pub async fn open(settings: &Settings) -> Result<Option<Self>, Problem> {
         let dimensions = settings.dimensions;
         let provider = match &settings.provider {

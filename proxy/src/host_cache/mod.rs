@@ -87,7 +87,7 @@ pub struct HostCache {
 #[derive(Debug)]
 enum Place {
     Process(ProcessSpaces),
-    Redis(RedisSpaces),
+    Redis(Box<RedisSpaces>),
 }
 
 /// What was found at a key.
@@ -101,7 +101,7 @@ impl HostCache {
 
     /// Spaces in Redis, shared by the proxies of one database.
     pub fn redis(client: RedisClient, prefix: &str) -> Self {
-        Self::new(Place::Redis(RedisSpaces::new(client, prefix)))
+        Self::new(Place::Redis(Box::new(RedisSpaces::new(client, prefix))))
     }
 
     fn new(place: Place) -> Self {

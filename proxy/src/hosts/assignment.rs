@@ -408,7 +408,7 @@ impl<'w> Table<'w> {
             &mut taken,
         );
         let same = |one: &[Uuid], other: &[Uuid]| {
-            one.len() == other.len() && one.iter().collect::<HashSet<_>>() == other.iter().collect()
+            one.len() == other.len() && one.iter().collect::<HashSet<_>>() == other.iter().collect::<HashSet<_>>()
         };
         if same(&backups, &map.backups) && same(&assistants, &map.assistants) {
             return None;

@@ -248,12 +248,12 @@ fn pool(
     let greet = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
         let (settings, primary) = (settings.clone(), first.clone());
         Box::pin(async move {
-            if let Some(primary) = primary {
-                if !primary.is(client).await.map_err(HookError::Backend)? {
-                    return Err(HookError::message(
-                        "a server that takes writes was overtaken by one that was promoted since: shut it down, or make it a standby",
-                    ));
-                }
+            if let Some(primary) = primary
+                && !primary.is(client).await.map_err(HookError::Backend)?
+            {
+                return Err(HookError::message(
+                    "a server that takes writes was overtaken by one that was promoted since: shut it down, or make it a standby",
+                ));
             }
             client.batch_execute(&settings).await.map_err(HookError::Backend)?;
             client.batch_execute(NOTE_SERVER).await.map_err(HookError::Backend)

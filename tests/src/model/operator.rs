@@ -91,7 +91,11 @@ impl Play {
             .renew_leases(host.id, incarnation, counter)
             .await
             .map_err(sentence)?;
-        let renewed: BTreeMap<String, u64> = renewed.into_iter().map(|lease| (lease.map, lease.tenure)).collect();
+        let renewed: BTreeMap<String, u64> = renewed
+            .leases
+            .into_iter()
+            .map(|lease| (lease.map, lease.tenure))
+            .collect();
         let mut due = BTreeMap::new();
         for (name, map) in &mut self.hub.rights.maps {
             if map.holder == Some(host.id) {

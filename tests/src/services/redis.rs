@@ -11,7 +11,7 @@ use super::process::{Process, as_server, give_to_server, server_dir};
 use super::{free_port, variable, wait_until};
 
 /// For servers to find one another, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// For one answer, on such a machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// A server cuts its connections when it changes its role.

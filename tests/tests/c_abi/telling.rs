@@ -359,7 +359,8 @@ fn invariant_04_a_map_server_asks_for_a_map_and_hands_it_over_to_another_one() {
     world.hub.command(&["maps", "rule", "prontera", "--automatic", "no"]);
     let [mut here, mut there] = [(); 2].map(|()| {
         let mut puppet = Puppet::new(&world, "");
-        puppet.wait_for_link();
+        let is_up = |told: &[Value]| of_kind(told, "event").iter().any(|one| one["event"] == LINK_UP);
+        puppet.process_until("the hub answers", is_up);
         puppet
     });
     let is_told = |told: &[Value], event: i64| {

@@ -139,7 +139,7 @@ fn a_group_at_the_command_line_is_written_whole_or_refused_whole_with_the_member
     let members = |wrong: Option<usize>| -> Value {
         let member = |at: usize| {
             let amount = if Some(at) == wrong { 40_000 } else { 1 };
-            let map = if at % 2 == 0 { "prontera" } else { "geffen" };
+            let map = if at.is_multiple_of(2) { "prontera" } else { "geffen" };
             json!({"type": "ITEM_DROP", "map": map, "data": {"drop_id": at, "amount": amount}})
         };
         (0..5).map(member).collect()

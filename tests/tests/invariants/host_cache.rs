@@ -246,8 +246,8 @@ fn invariant_12_a_space_that_is_full_of_values_lets_go_what_would_expire_first()
     for some in numbered.chunks(1_000) {
         let mut filling = redis::pipe();
         for (number, key) in some {
-            let expires = first + f64::from(number * 1_000);
-            filling.hset(&values, *key, "").zadd(&expiries, *key, expires);
+            let at = first + f64::from(number * 1_000);
+            filling.hset(&values, *key, "").zadd(&expiries, *key, at);
         }
         run(filling.exec_async(&mut connection)).expect("Redis serves");
     }

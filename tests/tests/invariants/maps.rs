@@ -119,7 +119,7 @@ fn list(maps: &[&str]) -> What {
 }
 
 /// Runs a command of the operator's without holding up what else is async.
-async fn command(world: &World, command: &[&str]) -> String {
+fn command(world: &World, command: &[&str]) -> String {
     tokio::task::block_in_place(|| world.hub.command(command))
 }
 
@@ -154,7 +154,7 @@ fn a_host_is_told_at_once_of_what_it_holds_whichever_proxy_it_is_at_and_whoever_
         let first = here.attendant.answer.leases.clone().expect("told with the answer");
         assert!(first.governed && first.leases.is_empty() && first.lease_ms == 60_000);
         let (a, b) = (here.id().to_string(), there.id());
-        command(&world, &["maps", "assign", "prontera", &a]).await;
+        command(&world, &["maps", "assign", "prontera", &a]);
         let begun = Instant::now();
         assert_eq!(tenures(&here.attendant.change().await), held("prontera", 1));
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -220,7 +220,7 @@ fn invariant_04_a_foreign_host_neither_releases_nor_moves_a_map_and_is_told_who_
         assert_eq!(stranger.ask(assign("prontera", None)).await.code(), Code::NotAllowed);
         let ruleless = tokio::task::block_in_place(|| world.hub.fails(&["maps", "rule", "prontera"]));
         assert!(ruleless.contains("prontera has no rule"), "{ruleless}");
-        command(&world, &["maps", "rule", "geffen", "--hosts", &b.to_string()]).await;
+        command(&world, &["maps", "rule", "geffen", "--hosts", &b.to_string()]);
         assert_eq!(stranger.ask(assign("geffen", Some(a))).await.code(), Code::NotAllowed);
         let granted = stranger.ask(assign("geffen", None)).await;
         assert_eq!((granted.code(), granted.maps[0].tenure), (Code::None, 1));
@@ -230,9 +230,9 @@ fn invariant_04_a_foreign_host_neither_releases_nor_moves_a_map_and_is_told_who_
         let listed = stranger.ask(list(&[])).await;
         let names: Vec<&str> = listed.maps.iter().map(|map| map.map.as_str()).collect();
         assert_eq!(names, ["geffen"], "what it holds or may have");
-        let named = stranger.ask(list(&["prontera", "morocc"])).await;
-        assert_eq!(named.maps.len(), 1);
-        assert_eq!(named.maps[0].host_id, a.as_bytes().to_vec());
+        let of_two = stranger.ask(list(&["prontera", "morocc"])).await;
+        assert_eq!(of_two.maps.len(), 1);
+        assert_eq!(of_two.maps[0].host_id, a.as_bytes().to_vec());
         assert_eq!(holder.ask(release("not a map", 1)).await.code(), Code::BadMap);
         assert_eq!(
             tenures(&holder.renew().await),
@@ -268,7 +268,7 @@ fn invariant_04_the_operators_own_machine_speaks_for_all_maps_and_hosts() {
         let told = own.host.bulk(&own.channel, vec![sealed]).await.expect("answered");
         assert!(told[0].outcomes.is_empty(), "{told:?}");
         // Once it is a volunteer's machine, it is not.
-        command(&world, &["hosts", "role", &own.id().to_string(), "host"]).await;
+        command(&world, &["hosts", "role", &own.id().to_string(), "host"]);
         let refused = async {
             let mut sequence = 1;
             loop {
@@ -303,7 +303,7 @@ fn invariant_04_a_request_for_a_map_that_was_recorded_changes_nothing() {
         let told = host.host.map_call_by(&host.channel, recorded.clone()).await;
         assert_eq!(told.code(), Code::None, "{}", told.message);
         let id = host.id().to_string();
-        command(&world, &["maps", "assign", "prontera", &id]).await;
+        command(&world, &["maps", "assign", "prontera", &id]);
         let again = host.host.map_call_by(&host.channel, recorded).await;
         assert_eq!(again.code(), Code::Replay);
         // Neither a window nor this proxy has to know of it: the counter tells, together with that of renewals.
@@ -341,7 +341,7 @@ fn a_host_that_is_shut_out_hears_nothing_more_within_seconds_and_none_has_many_e
         assert_eq!(last.await.expect("the oldest ends").code(), Code::RateLimited);
         assert!(host.attendant.next().await.is_none());
         let id = host.id().to_string();
-        command(&world, &["hosts", "lock", &id]).await;
+        command(&world, &["hosts", "lock", &id]);
         let begun = Instant::now();
         let end = timeout(PATIENCE, async {
             while let Some(notice) = others[0].next().await {
@@ -373,7 +373,7 @@ fn invariant_04_a_map_is_taken_from_a_holder_that_does_not_answer_and_what_it_wr
         let mut deaf = Player::new(&world.endpoint(), &credentials[0]).await;
         let mut next = Player::new(&world.endpoint(), &credentials[1]).await;
         let to = next.id().to_string();
-        command(&world, &["maps", "migrate", "prontera", &to]).await;
+        command(&world, &["maps", "migrate", "prontera", &to]);
         let begun = Instant::now();
         assert_eq!(next.attendant.change().await.duties[0].role(), Role::Backup);
         // It never says how far its copy is: it has a second for it, and then the holder two.
@@ -388,7 +388,7 @@ fn invariant_04_a_map_is_taken_from_a_holder_that_does_not_answer_and_what_it_wr
         );
         assert_eq!(deaf.write(1).await, OutcomeState::Limbo);
         assert_eq!(next.write(2).await, OutcomeState::Applied);
-        let shown = command(&world, &["maps", "show", "prontera"]).await;
+        let shown = command(&world, &["maps", "show", "prontera"]);
         assert!(shown.contains("(late)"), "{shown}");
     });
 }
@@ -449,7 +449,7 @@ fn invariant_04_a_map_whose_holder_is_lost_goes_on_within_a_second_of_its_leases
         let (at, tenure) = living.await.expect("no panic").expect("it is given the map");
         assert_eq!(tenure, 3);
         drop(over);
-        (first_lapse, at - lost - first_lapse)
+        (first_lapse, (at - lost).saturating_sub(first_lapse))
     });
     println!("without a writer: {first_lapse:?}, {second_lapse:?}");
     // Of two seconds.
@@ -482,7 +482,7 @@ fn invariant_04_the_hubs_downtime_takes_no_automatic_map_from_its_holder() {
         };
         assert_eq!(other.renew().await.code(), Code::None);
         let listening = other.host.attend(&other.channel).await;
-        sleep(Duration::from_millis(1000)).await;
+        sleep(Duration::from_secs(1)).await;
         holder.channel = holder.host.connect().await;
         assert_eq!(tenures(&holder.renew().await), held("prontera", 1));
         assert!(listening.answer.leases.expect("told").leases.is_empty());

@@ -403,7 +403,7 @@ async fn invariant_04_an_automatic_map_goes_on_at_another_host_when_its_lease_ha
         backups: vec![second],
         assistants: vec![],
     };
-    assert_eq!(decide().await, [standby.clone()]);
+    assert_eq!(decide().await, std::slice::from_ref(&standby));
     assert!(hub.step(standby).await);
     assert_eq!(decide().await, []);
     assert!(!hub.step(grant(second)).await, "the lease runs, whatever was decided");
@@ -558,12 +558,11 @@ async fn those_who_change_assignments_at_once_never_wait_in_a_circle() {
                 let (host, other) = (hosts[random.usize(..4)], hosts[random.usize(..4)]);
                 let map = maps[random.usize(..3)];
                 let number = counter.fetch_add(1, Ordering::SeqCst);
-                let score = 50.0;
                 let order = HandoverOrder {
                     by: None,
                     map,
                     to: other,
-                    score,
+                    score: 50.0,
                 };
                 // Only that Postgres did not break off counts.
                 let told = match random.u8(..7) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::hosts::score::{Weights, Word};
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 const LONG: Duration = Duration::from_hours(1);
 
 fn settings() -> Settings {
@@ -46,9 +46,9 @@ fn fallback(number: u128) -> HostFacts {
     }
 }
 
-fn silent(host: HostFacts, silence: Duration) -> HostFacts {
+fn silent(host: &HostFacts, silence: Duration) -> HostFacts {
     let facts = Facts { silence, ..host.facts };
-    HostFacts { facts, ..host }
+    HostFacts { facts, ..host.clone() }
 }
 
 fn automatic() -> Rule {
@@ -99,7 +99,7 @@ fn moved(map: &str, to: u128) -> Step {
 
 #[test]
 fn a_map_whose_lease_has_run_out_goes_to_the_best_backup_then_to_the_best_host_then_to_the_hubs_own() {
-    let dead = || silent(host(1, 0.0), LONG);
+    let dead = || silent(&host(1, 0.0), LONG);
     let all = [dead(), host(2, 90.0), host(3, 60.0), host(4, 0.0), fallback(9)];
     let backups = MapFacts {
         backups: vec![id(2), id(3)],
@@ -157,7 +157,7 @@ fn who_is_silent_leaves_does_not_attend_scores_too_little_or_is_not_named_gets_n
         is_attending: false,
         ..host(3, 0.0)
     };
-    let silent = silent(host(2, 0.0), settings().silent_after() + Duration::from_millis(1));
+    let silent = silent(&host(2, 0.0), settings().silent_after() + Duration::from_millis(1));
     let unfit = [host(1, 0.0), silent, away, weak];
     assert_eq!(steps(std::slice::from_ref(&map), &unfit), []);
     let one_fits = [unfit.as_slice(), &[host(2, 50.0)]].concat();
@@ -289,7 +289,7 @@ fn a_hand_over_ends_by_the_successors_having_it_whatever_becomes_of_the_holder()
     );
     assert_eq!(step(handing(Some(LEASE)), &both), []);
     assert_eq!(step(run_out(handing(Some(LEASE))), &both), [grant("prontera", 2)]);
-    let gone = [host(1, 0.0), silent(host(2, 0.0), LONG)];
+    let gone = [host(1, 0.0), silent(&host(2, 0.0), LONG)];
     assert_eq!(step(handing(Some(LEASE)), &gone)[0], Step::CallOff { map, to });
 }
 
@@ -316,7 +316,7 @@ fn backups_and_assistants_are_chosen_kept_while_they_are_there_and_replaced() {
     assert_eq!(steps(&[map(&[], &[])], &all), [standby(&[5, 4], &[3])]);
     assert_eq!(steps(&[map(&[2, 3], &[4])], &all), [], "a better one is no reason");
     let mut one_gone = all.clone();
-    one_gone[2] = silent(host(3, 20.0), settings().gone_after() + Duration::from_secs(1));
+    one_gone[2] = silent(&host(3, 20.0), settings().gone_after() + Duration::from_secs(1));
     assert_eq!(steps(&[map(&[2, 3], &[4])], &one_gone), [standby(&[2, 5], &[4])]);
     let world = World {
         maps: vec![map(&[2, 3], &[4])],
