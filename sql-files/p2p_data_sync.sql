@@ -714,6 +714,15 @@ CREATE OR REPLACE FUNCTION p2p_sync.after_number(p_last bigint) RETURNS bigint L
     SELECT greatest(coalesce(p_last, 0) + 1, (timeline - 1) * 1000000 + 1) FROM p2p_sync.hub;
 $$;
 
+-- Of what a host says of itself the members that the hub knows: those of conf/schemas/host_metrics.json.
+CREATE OR REPLACE FUNCTION p2p_sync.known_metrics(p_metrics jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(p_metrics)
+        WHERE key = ANY (ARRAY[
+            'cpu_percent', 'cpu_cores', 'ram_total_mb', 'ram_free_mb', 'upload_kbps', 'download_kbps',
+            'latency_ms', 'disconnects', 'players', 'maps', 'maps_max'
+        ]);
+$$;
+
 -- Locks a stream as its writers do, making its row: for whoever changes who may write it.
 CREATE OR REPLACE FUNCTION p2p_sync.lock_stream(p_stream text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO p2p_sync.map_states AS m (stream, head, home_hub) SELECT p_stream, 0, hub_id FROM p2p_sync.hub
@@ -885,7 +894,9 @@ BEGIN
             AND NOT p2p_sync.rule_lets(p_map, p_to, p_score) AND NOT p2p_sync.has_hub_role(p_by) THEN 'not allowed'
         WHEN holder = p_to THEN 'holds it'
         WHEN v_found.successor = p_to THEN 'begun'
-        WHEN v_found.hand_over_until IS NOT NULL THEN 'busy' END;
+        WHEN v_found.hand_over_until IS NOT NULL THEN 'busy'
+        -- Who is to give a map up cannot put that off by naming another host again and again.
+        WHEN v_found.successor IS NOT NULL AND p_by = holder AND NOT p2p_sync.has_hub_role(p_by) THEN 'busy' END;
     IF state IS NOT NULL THEN
         RETURN;
     END IF;
@@ -1564,7 +1575,7 @@ BEGIN
                 WHEN holder = p_host THEN format('this host holds the lease of %s under tenure %s and never held it under %s',
                     stream, current_tenure, tenure)
                 WHEN holder IS NULL THEN format('nobody holds the lease of %s: ask the hub''s operator for it '
-                    '(p2p-sync-proxy maps grant)', stream)
+                    '(p2p-sync-proxy maps assign)', stream)
                 ELSE format('host %s holds the lease of %s, not this host', holder, stream) END),
             array_agg(was_its)
         INTO sequences, codes, reasons, limbo
@@ -1677,7 +1688,7 @@ BEGIN
                     WHEN 2 THEN format('this host''s lease of %s had passed on before the player''s coming was told: it is kept '
                         'apart until the hub''s operator merges or discards it', v_moved.map)
                     WHEN 3 THEN format('this host does not hold the lease of %s, where character %s would be: ask the hub''s '
-                        'operator for it (p2p-sync-proxy maps grant)', v_moved.map, v_moved.char_id)
+                        'operator for it (p2p-sync-proxy maps assign)', v_moved.map, v_moved.char_id)
                     WHEN 5 THEN format('account %s has 32 characters already: have the hub''s operator take away those that are not '
                         'its own (p2p-sync-proxy players account)', v_moved.account_id)
                     WHEN 6 THEN format('another host has character %s, and too much of this host''s waits for it: it is kept apart '

@@ -389,7 +389,7 @@ async fn probe(hub: Arc<Hub>, health: HealthReporter, ready: Ready) {
         let asked = timeout(PROBE_INTERVAL, hub.store.pulse()).await;
         let answers = match asked {
             Ok(Ok((timeline, edits))) => {
-                hub.timeline.store(timeline, std::sync::atomic::Ordering::Relaxed);
+                hub.hear_timeline(timeline);
                 if marks.is_cache_behind(timeline, edits) {
                     hub.cache.distrust();
                 }

@@ -345,7 +345,7 @@ fn admin(raw: &mut Settings, may_leave_loopback: bool, source: admin::Source) ->
 }
 
 fn admission(raw: &mut Settings, speaks_tls: bool) -> Admission {
-    /// Several tables of agents behind one router, each with three connections.
+    /// Several tables of agents behind one router, each with three or four connections.
     const PER_ADDRESS: usize = 64;
     let per_address = raw.resolve("max_connections_per_address", |text| match text {
         // Without TLS an edge stands before the hub, and all come from its address.

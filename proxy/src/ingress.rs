@@ -515,7 +515,7 @@ async fn renew(hub: &Hub, sender: &Sender, request: &v1::RenewRequest) -> Result
 async fn greet(hub: &Hub, host_id: Uuid, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Problem> {
     let protocol_version = agree(hello.protocol_version)?;
     let timeline = check_outbox(hub, host_id, hello).await?;
-    hub.timeline.store(timeline, Ordering::Relaxed);
+    hub.hear_timeline(timeline);
     let rules = hub.rules.load_full();
     let policies = &rules.policies;
     Ok(v1::HelloReply {

@@ -29,7 +29,7 @@ use crate::{
     open::{Authenticated, Opener},
     operation::{Committed, Outcome, Valid},
     publish::Publisher,
-    store::Store,
+    store::{Pace, Store},
     streams::Streams,
     validate::{types_file::Rules, validate},
     verdicts::Verdicts,
@@ -95,6 +95,16 @@ pub struct Hub {
     pub draining: watch::Receiver<bool>,
 }
 
+impl Hub {
+    /// Notes the timeline that the database tells. With another one it may have gone back, and then the cache has what it does
+    /// not know.
+    pub fn hear_timeline(&self, timeline: u64) {
+        if self.timeline.swap(timeline, Ordering::Relaxed) != timeline {
+            self.cache.distrust();
+        }
+    }
+}
+
 /// A message of operations whose sender is known, let in.
 #[derive(Debug)]
 pub struct LetIn {
@@ -148,14 +158,13 @@ async fn write(hub: &Hub, let_in: LetIn) -> v1::Sealed {
         Err(problem) => Err(problem.clone()),
     };
     drop(writing);
-    hub.writes.took(sender.host_id(), lane, began);
+    if admitted.pace == Pace::AtOnce {
+        hub.writes.took(sender.host_id(), lane, began);
+    }
     // All of these only queue: what they do with it happens beside the answer, and fails without it.
     match (&valid, &committed) {
         (Ok(valid), Ok(committed)) => {
-            if hub.timeline.swap(committed.timeline, Ordering::Relaxed) != committed.timeline {
-                // The database may have gone back, and then the cache has what it does not know.
-                hub.cache.distrust();
-            }
+            hub.hear_timeline(committed.timeline);
             hub.cache.put(&committed.changes);
             hub.publisher.publish(committed);
             hub.embeddings.queued(valid);

@@ -17,7 +17,7 @@ use crate::shared::Shared;
 
 /// Between two renewals at least, however much is in doubt.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-/// And at most, so that a map that is granted is seen.
+/// And at most: for a hub that tells nothing between renewals.
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 
 /// Renews all leases and takes over what the hub says of them; gives how long it may be until the next time.

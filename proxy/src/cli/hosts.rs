@@ -86,7 +86,7 @@ pub(super) struct Machine {
     /// For people, e.g. the volunteer's name.
     #[arg(long, default_value = "")]
     name: String,
-    /// Maps that the machine may write from when it is a host, with commas between; more by `maps grant`.
+    /// Maps that the machine may write from when it is a host, with commas between; more by `maps assign`.
     #[arg(long, value_name = "MAP,MAP", value_delimiter = ',')]
     maps: Vec<String>,
     /// `hub` for a machine of your own, which holds the maps that nobody else fits, reports the metrics of other hosts, and asks

@@ -1,4 +1,4 @@
-//! `maps list|show|assign|migrate|grant|release|force|rule|rules`
+//! `maps list|show|assign|migrate|release|force|rule|rules`
 
 use std::time::SystemTime;
 
@@ -37,13 +37,6 @@ pub(super) enum Maps {
         map: String,
         /// As `hosts list` shows it.
         host_id: Option<Uuid>,
-    },
-    /// Let a machine write a map; refused while another one's lease of it runs.
-    Grant {
-        /// E.g. prontera.
-        map: String,
-        /// As `hosts list` shows it.
-        host_id: Uuid,
     },
     /// Take a map from the machine that has it.
     Release {
@@ -123,7 +116,6 @@ pub(super) async fn run(maps: &Maps, common: &Common) -> Result<(), Problems> {
         Maps::Show { map } => show(&store, map).await,
         Maps::Assign { map, host_id } => assign(&store, &config, map, *host_id).await,
         Maps::Migrate { map, host_id } => migrate(&store, &config, map, *host_id).await,
-        Maps::Grant { map, host_id } => grant(&store, map, *host_id, false).await,
         Maps::Release { map } => release(&store, map).await,
         Maps::Force { map, host_id } => grant(&store, map, *host_id, true).await,
         Maps::Rule(wanted) => rule(&store, wanted).await,

@@ -349,6 +349,7 @@ impl<'w> Table<'w> {
             is_there: self.is_there(to),
             copy: map.copies.get(&to).copied(),
             keeps_no_copies: standing.is_some_and(|standing| standing.host.keeps_no_copies),
+            is_ready: standing.is_some_and(|standing| standing.host.is_attending && self.is_heard(standing)),
         };
         match handover::next(&handover, &successor, map.head) {
             Next::Wait(_) => None,

@@ -80,7 +80,7 @@ async fn decide(hub: &Hub, sender: &Sender, request: v1::MapRequest) -> Result<V
     check(&what)?;
     hub.store.count_request(host_id, incarnation, request.counter).await?;
     let map = match what {
-        What::List(_) => return Ok(Vec::new()),
+        What::List(_) => unreachable!("answered before"),
         What::Copies(copies) => {
             let positions = copies.positions.into_iter();
             let positions: Vec<(String, u64)> = positions.map(|copy| (copy.map, copy.sequence)).collect();

@@ -28,6 +28,8 @@ pub struct Successor {
     pub copy: Option<u64>,
     /// It will never have one.
     pub keeps_no_copies: bool,
+    /// It hears what it is told, now, and does not leave: a map that its holder gives up would go on there.
+    pub is_ready: bool,
 }
 
 /// What comes next.
@@ -49,8 +51,11 @@ pub fn next(handover: &Handover, successor: &Successor, head: u64) -> Next {
         return Next::CallOff;
     }
     match handover.left {
+        Some(Duration::ZERO) if !successor.is_ready => Next::CallOff,
         Some(Duration::ZERO) => Next::Take,
         Some(left) => Next::Wait(left),
+        None if !successor.is_ready && handover.catch_up_left.is_zero() => Next::CallOff,
+        None if !successor.is_ready => Next::Wait(handover.catch_up_left),
         None if successor.keeps_no_copies || handover.catch_up_left.is_zero() => Next::Ask,
         None if successor
             .copy
@@ -70,6 +75,7 @@ mod tests {
         is_there: true,
         copy: None,
         keeps_no_copies: false,
+        is_ready: true,
     };
     const BEGUN: Handover = Handover {
         successor: Uuid::nil(),
@@ -117,6 +123,27 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_for_a_successor_that_is_not_there() {
+        let head = 10_000;
+        let deaf = Successor {
+            is_ready: false,
+            copy: Some(head),
+            ..THERE
+        };
+        assert_eq!(
+            next(&BEGUN, &deaf, head),
+            Next::Wait(Duration::from_secs(3)),
+            "it may hear again"
+        );
+        let caught_up = Handover {
+            catch_up_left: Duration::ZERO,
+            ..BEGUN
+        };
+        assert_eq!(next(&caught_up, &deaf, head), Next::CallOff, "nobody is asked for it");
+        let not_released = Handover {
+            left: Some(Duration::ZERO),
+            ..BEGUN
+        };
+        assert_eq!(next(&not_released, &deaf, head), Next::CallOff, "and it is not taken");
         let gone = Successor {
             is_there: false,
             ..THERE

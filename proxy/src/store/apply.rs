@@ -92,11 +92,15 @@ impl Store {
         };
         let (parts, repeated) = split(valid);
         self.keep_unplaced(valid, &mut committed).await?;
-        let mut due = Instant::now();
+        let (mut due, mut written) = (Instant::now(), 0);
         for slice in parts.into_iter().flat_map(|part| part.slices(pace)) {
-            sleep_until(due).await;
-            if let Pace::Slices { every, .. } = pace {
-                due = Instant::now() + every;
+            if let Pace::Slices { operations, every } = pace {
+                written += slice.ops.len();
+                // Those of several incarnations that are one slice together follow one another.
+                if written > operations || due <= Instant::now() {
+                    sleep_until(due).await;
+                    (due, written) = (Instant::now() + every, slice.ops.len());
+                }
             }
             self.apply_part(valid, slice, &mut committed).await?;
         }

@@ -3,7 +3,7 @@
 use deadpool_postgres::Object;
 use p2p_sync_proto::{Code, Problem};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::{Store, not_answering, signed, unavailable, unsigned};
@@ -253,18 +253,11 @@ impl Store {
 
     /// A connection of its own, by which this proxy may have something for itself; nothing is claimed yet.
     pub async fn open_claim(&self) -> Result<Claim, Problem> {
-        if self.inner.pools.is_embedded() {
+        let Some(primary) = &self.inner.pools.primary else {
             return Ok(Claim { held_by: None });
-        }
-        let mut config = self.inner.pools.config.clone();
-        config.application_name("p2p-sync-proxy claim");
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| unavailable(&error))?;
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(%error, "a connection is lost by which this proxy had something for itself");
-            }
-        });
-        let held_by = Some((client, task));
+        };
+        let connected = primary.connect("p2p-sync-proxy claim").await;
+        let held_by = Some(connected.map_err(|error| unavailable(&error))?);
         Ok(Claim { held_by })
     }
 }

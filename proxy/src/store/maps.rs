@@ -40,7 +40,7 @@ const COPIES: &str = "SELECT map, host_id, sequence FROM p2p_sync.host_copies";
 const HOSTS: &str = "SELECT h.host_id, h.role, coalesce(t.attended_at > now() - make_interval(secs => $1) AND NOT t.leaving, false), \
         coalesce(t.keeps_no_copies, false), extract(epoch FROM clock_timestamp() - r.renewed_at)::float8, \
         extract(epoch FROM now() - o.opened_at)::float8, l.lapses, \
-        (coalesce(m.metrics, '{}') || coalesce(s.payload, '{}'))::text \
+        p2p_sync.known_metrics(coalesce(m.metrics, '{}') || coalesce(s.payload, '{}'))::text \
     FROM p2p_sync.hosts AS h JOIN p2p_sync.lease_renewals AS r USING (host_id) \
     LEFT JOIN p2p_sync.host_attendances AS t USING (host_id) \
     LEFT JOIN LATERAL (SELECT opened_at FROM p2p_sync.settled_sequences WHERE host_id = h.host_id \

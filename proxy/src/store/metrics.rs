@@ -8,9 +8,11 @@ use uuid::Uuid;
 use super::Store;
 
 /// Takes what hosts said since a minute ago at the earliest into the history, over what each said before that: a program that
-/// says something of its own leaves the rest out. However many proxies do it, and however often, a report is there once.
+/// says something of its own leaves the rest out. Only of the members that the schema knows: else the history of a host that makes
+/// up ever new ones would grow with each report. However many proxies do it, and however often, a report is there once.
 const RECORD: &str = "INSERT INTO p2p_sync.host_metrics (host_id, received_at, reported_by, metrics) \
-    SELECT h.host_id, s.received_at, s.host_id, coalesce(m.metrics, '{}') || s.payload FROM p2p_sync.hosts AS h \
+    SELECT h.host_id, s.received_at, s.host_id, p2p_sync.known_metrics(coalesce(m.metrics, '{}') || s.payload) \
+        FROM p2p_sync.hosts AS h \
         JOIN p2p_sync.states AS s ON s.path = '@host/' || h.host_id || '/HOST_METRICS' AND NOT s.deleted \
         LEFT JOIN LATERAL (SELECT metrics, received_at FROM p2p_sync.host_metrics WHERE host_id = h.host_id \
             ORDER BY received_at DESC LIMIT 1) AS m ON true \

@@ -1,13 +1,13 @@
 //! The hub's Postgres: what was committed here is settled, and nothing else is.
 //!
 //! `apply` writes a message by a `call` of the database's own function, `bisect` sets aside the operations that Postgres
-//! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes, `leases` says who writes which map, `maps` how maps
-//! change hands, `metrics` what hosts report of themselves,
-//! `players` who has which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what
-//! was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `entries` what tools keep
+//! refuses, `read` answers what readers ask, `streams` what subscribers follow, `hosts` knows the hosts and their outboxes,
+//! `leases` says who writes which map, `maps` how maps change hands, `metrics` what hosts report of themselves, `players` who has
+//! which player, `limbo` keeps what came too late for it, `edits` what the operator writes, `verdicts` what was found against hosts, `embeddings` the vectors of texts, `embedding_queue` what waits for one, `entries` what tools keep
 //! among them, `reembed` makes them anew, `consumers` who brings what is committed into other databases, `feed_batch` what they
-//! are told of it, `consuming` that they acknowledge, `schema` and `maintain` keep the tables, and `embedded` runs a Postgres
-//! inside this process where there is none outside.
+//! are told of it, `consuming` that they acknowledge, `schema` and `maintain` keep the tables, `pools` are the connections,
+//! `primary` finds the server that takes writes, `durability` says what that can lose, and `embedded` runs a Postgres inside this
+//! process where there is none outside.
 
 mod apply;
 mod bisect;

@@ -34,9 +34,8 @@ pub(super) struct Pools {
     own: Pool,
     embeddings: Pool,
     streams: Pool,
-    pub(super) config: tokio_postgres::Config,
     /// Absent where the database lives in this process.
-    primary: Option<Arc<Primary>>,
+    pub(super) primary: Option<Arc<Primary>>,
     #[cfg(feature = "embedded")]
     engine: Option<std::sync::Arc<super::embedded::Engine>>,
 }
@@ -86,7 +85,6 @@ impl Pools {
             own: of("own", OWN_CONNECTIONS, timeout, BY_INDEX)?,
             embeddings: of("embeddings", EMBEDDING_CONNECTIONS, bulk_timeout, &by_filter)?,
             streams: of("streams", STREAM_CONNECTIONS, timeout, BY_INDEX)?,
-            config: server,
             primary: Some(primary),
             #[cfg(feature = "embedded")]
             engine: None,
@@ -110,7 +108,6 @@ impl Pools {
             own: only.clone(),
             embeddings: only.clone(),
             streams: only,
-            config: server,
             primary: None,
             engine: Some(engine),
         })

@@ -113,7 +113,7 @@ impl Primary {
     }
 
     /// A connection to the server that was promoted last, of those that answer and take writes.
-    async fn connect(&self, application_name: &str) -> Result<(Client, JoinHandle<()>), Error> {
+    pub(super) async fn connect(&self, application_name: &str) -> Result<(Client, JoinHandle<()>), Error> {
         let mut asked: FuturesUnordered<_> = self
             .servers
             .iter()

@@ -10,11 +10,13 @@ pub mod movement;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use p2p_sync_proto::{Code, Problem, v1::SyncDataType};
+use lru::LruCache;
+use p2p_sync_proto::{Code, Position, Problem, v1::SyncDataType};
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, time::interval};
 use uuid::Uuid;
@@ -22,12 +24,14 @@ use uuid::Uuid;
 use self::movement::{Moved, Movement, Pace};
 use crate::{
     open::Opener,
-    operation::{Committed, Outcome, Valid, ValidOp},
+    operation::{Committed, Outcome, Refused, Valid, ValidOp},
     store::{Store, without_nul},
 };
 
 /// Between two writes of what was found; a host that is to be locked goes on for so long, and 2 s on other proxies.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
+/// Refusals that wait for what they follow, remembered so that each counts once; of more, the oldest count again.
+const WAITED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 /// Pairs of host and rule whose refusals are counted between two writes.
 const COUNTS_MAX: usize = 16 * 1024;
 /// Flags and reports between two writes, each at most some 5 KiB.
@@ -109,6 +113,8 @@ pub struct Verdicts {
     // Std mutexes: held for a message's operations, never across an await.
     movement: Mutex<Movement>,
     waiting: Mutex<Waiting>,
+    /// What was counted while it waited for what it follows.
+    waited: Mutex<LruCache<(Uuid, Position), ()>>,
 }
 
 #[derive(Debug, Default)]
@@ -155,6 +161,7 @@ impl Verdicts {
             locks,
             movement: Mutex::new(Movement::new(pace)),
             waiting: Mutex::default(),
+            waited: Mutex::new(LruCache::new(WAITED_MAX)),
         }
     }
 
@@ -163,7 +170,7 @@ impl Verdicts {
         let mut found: Vec<Verdict> = valid
             .refused
             .iter()
-            .filter(|refused| committed.settled_now.contains(&refused.index))
+            .filter(|refused| self.is_to_be_judged(valid.host_id, refused, committed))
             .filter_map(|refused| {
                 let path = Some(refused.path.clone()).filter(|path| !path.is_empty());
                 let operation_id = Some(refused.operation_id).filter(|id| !id.is_nil());
@@ -176,6 +183,23 @@ impl Verdicts {
         if !found.is_empty() {
             self.add(received, found);
         }
+    }
+
+    /// What was refused counts when it is settled. What has to wait for what it names as before it, which may never come, counts
+    /// when it is first seen.
+    fn is_to_be_judged(&self, host_id: Uuid, refused: &Refused, committed: &Committed) -> bool {
+        let is_settled = committed.settled_now.contains(&refused.index);
+        let (Some(position), false) = (refused.position, refused.follows.is_empty()) else {
+            return is_settled;
+        };
+        let told = committed.outcomes.iter().find(|(index, _)| *index == refused.index);
+        let waits = told.is_some_and(|(_, outcome)| *outcome == Outcome::NotYet);
+        let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_counted = waited.contains(&(host_id, position));
+        if waits {
+            waited.put((host_id, position), ());
+        }
+        (is_settled || waits) && !was_counted
     }
 
     /// Looks at a message that was refused as a whole.

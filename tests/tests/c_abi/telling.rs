@@ -331,7 +331,7 @@ fn invariant_04_a_map_server_is_told_when_it_may_write_a_map_and_when_no_more() 
     puppet.process_until("the hub answers", is_up);
     assert_eq!(puppet.tell(&["may_write", "prontera"])["may"], false);
     let host = puppet.host_id().to_string();
-    world.hub.command(&["maps", "grant", "prontera", &host]);
+    world.hub.command(&["maps", "assign", "prontera", &host]);
     let is_told = |told: &[Value], event: i64| {
         let events = of_kind(told, "event");
         events

@@ -109,7 +109,7 @@ fn a_map_that_is_given_or_taken_is_told_at_once_and_not_by_the_next_renewal() {
     thread::sleep(Duration::from_secs(1));
     let host = host_id(&credential).to_string();
     let begun = Instant::now();
-    world.hub.command(&["maps", "grant", "prontera", &host]);
+    world.hub.command(&["maps", "assign", "prontera", &host]);
     until("it is granted", || agent.lease("prontera") == LeaseState::Held);
     assert_eq!(lease_events(&agent), ["granted prontera"]);
     world.hub.command(&["maps", "release", "prontera"]);

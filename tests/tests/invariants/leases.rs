@@ -62,7 +62,7 @@ fn invariant_04_a_map_that_is_taken_amid_writes_has_one_writer_at_each_moment_an
     for round in 0..600 {
         if round == 200 {
             let second = host_id(&credentials[1]).to_string();
-            let refused = world.hub.fails(&["maps", "grant", "prontera", &second]);
+            let refused = world.hub.fails(&["maps", "assign", "prontera", &second]);
             assert!(refused.contains("holds the lease of prontera"), "{refused}");
             world.hub.command(&["maps", "force", "prontera", &second]);
         }
@@ -257,7 +257,7 @@ fn an_attached_program_is_told_of_leases_as_the_agent_is() {
     agent.start();
     world
         .hub
-        .command(&["maps", "grant", "geffen", &host_id(&credential).to_string()]);
+        .command(&["maps", "assign", "geffen", &host_id(&credential).to_string()]);
     until("another is granted", || attached.lease("geffen") == LeaseState::Held);
     assert_eq!(attached.lease("prontera"), LeaseState::Held);
     world.hub.command(&["maps", "release", "prontera"]);

@@ -143,7 +143,7 @@ fn invariant_08_a_standby_that_lacked_commits_is_told_to_subscribers_and_tenures
             .to_string()
     };
     let ids = credentials.each_ref().map(id_of);
-    world.hub.command(&["maps", "grant", "prontera", &ids[0]]);
+    world.hub.command(&["maps", "assign", "prontera", &ids[0]]);
     let tenure = || world.count("SELECT tenure FROM p2p_sync.host_assignments WHERE map = 'prontera'");
     let before = tenure();
     let (mut told, mut writer, reader) = run(async {
