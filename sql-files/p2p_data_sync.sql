@@ -626,7 +626,7 @@ CREATE OR REPLACE VIEW p2p_sync.consumer_streams AS
     SELECT k.consumer, m.stream, m.head, coalesce(f.floor, 0) AS floor, c.sequence, c.began_above, c.moved_at, r.reason AS begins_anew,
             m.head - CASE WHEN r.reason IS NULL THEN coalesce(c.sequence, 0) ELSE 0 END AS behind
         FROM (SELECT name AS consumer, timeline,
-                    string_to_array(replace(replace(array_to_string(maps, ','), '_', '\_'), '*', '%'), ',') AS patterns
+                    string_to_array(replace(replace(array_to_string(maps, ','), '_', chr(92) || '_'), '*', '%'), ',') AS patterns
                 FROM p2p_sync.consumers OFFSET 0) AS k
         CROSS JOIN p2p_sync.hub AS h
         JOIN p2p_sync.map_states AS m ON m.head > 0 AND (cardinality(k.patterns) = 0 OR m.stream LIKE ANY (k.patterns))

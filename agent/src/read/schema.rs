@@ -81,6 +81,7 @@ const REQUESTS: [(SyncDataType, &str, bool); 48] = [
     (ItemDrop, r#"{"path":"geffen/MAP_STATE","drop_id":7}"#, false),
     (ItemDrop, r#"{"prefix":"prontera/","limit":5,"cursor":"0aff"}"#, true),
     (ItemDrop, r#"{"prefix":""}"#, true),
+    (ItemDrop, r#"{"prefix":"prontera/","kept":true}"#, true),
     (ItemDrop, r#"{"prefix":"prontera/","cursor":"0af"}"#, false),
     (ItemDrop, r#"{"prefix":"prontera/","limit":4294967296}"#, false),
 ];

@@ -388,6 +388,7 @@ async fn reflection_lists_the_services_that_are_served() {
     let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
     let served = [
         "p2p_sync.v1.Session",
+        "p2p_sync.v1.Maps",
         "p2p_sync.v1.Critical",
         "p2p_sync.v1.Bulk",
         "p2p_sync.v1.Pull",
