@@ -18,7 +18,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <iterator>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -266,7 +265,8 @@ public:
 	}
 
 	// Asks the hub for state; never waits. `request_json`: empty or a JSON object, see P2P_SYNC_ASK_STATE and
-	// `p2p_sync_request.schema.json`. The answer is in the result's `data`. (`is_priority` is taken for compatibility: questions do not queue behind bulk anyway.)
+	// `p2p_sync_request.schema.json`. The answer is in the result's `data`. (`is_priority` is taken for compatibility: questions
+	// do not queue behind bulk anyway.)
 	std::string syncFromMainServer(SyncDataType type, std::uint32_t account_id, const std::string& map,
 		const std::string& request_json, bool is_priority = false) {
 		static_cast<void>(is_priority);
