@@ -2,23 +2,22 @@
 //! proxies, Postgres and Redis. No map has two writers, nothing that was acknowledged is lost, and no map is without a writer for
 //! longer than it has to be.
 
+mod machine;
+
 use std::{
     collections::HashSet,
     fmt,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use p2p_sync_proto::keys::Credential;
 use p2p_sync_proxy::{
     hosts::{Settings, score::Weights},
     store::{Connection, HandoverOrder, Hnsw, Leases, Store, StoreConfig},
@@ -27,6 +26,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use self::machine::Machine;
 use crate::{
     load::redis_settings,
     services::{self, Database},
@@ -171,7 +171,7 @@ pub fn run(options: &Options) -> ExitCode {
 pub async fn measure(options: &Options, program: &Path) -> Report {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let database = services::database().await;
-    let (hubs, machines, names) = set_up(options, program, folder.path(), &database);
+    let (hubs, machines, names) = tokio::task::block_in_place(|| set_up(options, program, folder.path(), &database));
     let settings = settings(options);
     let store = Store::connect(&store_config(database.url(), &settings))
         .await
@@ -377,23 +377,30 @@ async fn keep_moving(run: Arc<Run>, map: String) {
 }
 
 async fn report(options: &Options, run: &Run, said: &[(String, Uuid)]) -> Report {
-    // A tenure in which nothing was written was of a host that was killed as it got the map.
+    // A tenure in which nothing was written was of a host that was killed as it got the map; each such host has a lease.
     const GAPS: &str = "WITH spans AS ( \
             SELECT stream, tenure, min(received_at) AS first, max(received_at) AS last FROM p2p_sync.operations GROUP BY 1, 2 \
         ), gaps AS ( \
             SELECT stream, tenure, lead(tenure) OVER by_tenure AS next, lead(first) OVER by_tenure - last AS gap FROM spans \
                 WINDOW by_tenure AS (PARTITION BY stream ORDER BY tenure) \
         ) SELECT CASE WHEN g.next = g.tenure + 1 THEN t.ended_by ELSE 'lapsed' END, \
-                extract(epoch FROM greatest(g.gap, interval '0'))::float8 FROM gaps AS g \
+                extract(epoch FROM greatest(g.gap, interval '0'))::float8 - $1::float8 * greatest(0, ( \
+                    SELECT count(*) FROM p2p_sync.map_tenures AS l WHERE l.map = g.stream AND l.ended_by = 'lapsed' \
+                        AND l.tenure >= g.tenure AND l.tenure < g.next) - 1) FROM gaps AS g \
             JOIN p2p_sync.map_tenures AS t ON t.map = g.stream AND t.tenure = g.tenure WHERE g.gap IS NOT NULL";
     const TWO: &str = "SELECT count(*) FROM (SELECT tenure, max(tenure) OVER (PARTITION BY stream ORDER BY stream_sequence) AS newest \
         FROM p2p_sync.operations) AS _ WHERE tenure < newest";
     const FOREIGN: &str = "SELECT count(*) FROM p2p_sync.operations AS o LEFT JOIN p2p_sync.map_tenures AS t \
         ON t.map = o.stream AND t.tenure = o.tenure AND t.host_id = o.host_id WHERE t.host_id IS NULL";
     let (mut planned, mut lost_hosts, mut late) = (histogram(), histogram(), 0);
-    for row in run.sql.query(GAPS, &[]).await.expect("valid SQL") {
+    for row in run
+        .sql
+        .query(GAPS, &[&run.settings.lease.as_secs_f64()])
+        .await
+        .expect("valid SQL")
+    {
         let record = |times: &mut Histogram<u64>| {
-            times.saturating_record(microseconds(Duration::from_secs_f64(row.get(1))));
+            times.saturating_record(microseconds(Duration::from_secs_f64(row.get::<_, f64>(1).max(0.0))));
         };
         match row.get::<_, Option<&str>>(0) {
             Some("handed over") => record(&mut planned),
@@ -436,103 +443,5 @@ async fn report(options: &Options, run: &Run, said: &[(String, Uuid)]) -> Report
         acknowledged_lost: said.iter().filter(is_lost).count(),
         written_by_two: count(TWO).await,
         foreign: count(FOREIGN).await,
-    }
-}
-
-/// A machine that hosts maps: its folder, the process while it runs, and what that has said.
-struct Machine {
-    host_id: Uuid,
-    program: PathBuf,
-    config: PathBuf,
-    arguments: Vec<String>,
-    running: Mutex<Option<Running>>,
-    said: Arc<Mutex<Vec<(String, Uuid)>>>,
-}
-
-struct Running {
-    child: Child,
-    /// Its end is the program's.
-    input: Option<ChildStdin>,
-    reader: JoinHandle<()>,
-}
-
-impl Machine {
-    fn new(program: &Path, folder: &Path, endpoint: &str, credential: &str, arguments: Vec<String>) -> Self {
-        std::fs::create_dir_all(folder).expect("the folder can be made");
-        let config = folder.join("p2p_data_sync.conf");
-        let text = format!(
-            "main_server_endpoint = {endpoint}\nencryption_key = {credential}\noutbox_path = outbox\nretry_delay_max_ms = 500\n"
-        );
-        p2p_sync_proto::secret_file::replace(&config, text.as_bytes()).expect("the folder can be written");
-        Self {
-            host_id: Credential::parse(credential).expect("the hub gave it").host_id,
-            program: program.to_owned(),
-            config,
-            arguments,
-            running: Mutex::default(),
-            said: Arc::default(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn runs(&self) -> bool {
-        self.lock().is_some()
-    }
-
-    fn start(&self) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.config.with_extension("log"));
-        let mut child = Command::new(&self.program)
-            .arg("map-host")
-            .arg(&self.config)
-            .args(&self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log.expect("the folder can be written"))
-            .spawn()
-            .expect("the program runs");
-        let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let said = self.said.clone();
-        let reader = std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                let told = line
-                    .split_once(' ')
-                    .and_then(|(state, id)| Some((state.to_owned(), id.parse().ok()?)));
-                said.lock().unwrap_or_else(PoisonError::into_inner).extend(told);
-            }
-        });
-        *self.lock() = Some(Running { child, input, reader });
-    }
-
-    /// SIGKILL; all that it had said is known when this returns.
-    fn kill(&self) {
-        if let Some(mut running) = self.lock().take() {
-            // Gone already is as good as killed.
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-            running.reader.join().expect("reading does not panic");
-        }
-    }
-
-    /// Ends it, after what it has made has settled; gives all that it ever said.
-    fn end(&self) -> Vec<(String, Uuid)> {
-        if let Some(mut running) = self.lock().take() {
-            drop(running.input.take());
-            let _ = running.child.wait();
-            running.reader.join().expect("reading does not panic");
-        }
-        std::mem::take(&mut self.said.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -205,6 +205,11 @@ impl Attend {
         request: &v1::AttendRequest,
     ) -> (v1::Sealed, Option<Self>) {
         let (id, end, host_id) = (new_id(), Arc::<End>::default(), sender.host_id());
+        // Whoever has recorded that a host leaves could say so again when it is back.
+        let incarnation = sender.label().incarnation;
+        if let Err(problem) = hub.store.check_incarnation(host_id, incarnation).await {
+            return (refused(&sender, problem), None);
+        }
         let place = host.attend(&end);
         let (standings, standing) = watch::channel(Arc::<Standing>::default());
         let open = Open {

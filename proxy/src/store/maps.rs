@@ -344,6 +344,18 @@ impl Store {
         Err(Problem::new(Code::Replay, sentence))
     }
 
+    /// Refuses with `REPLAY` what is of an outbox that the host has opened again since.
+    pub async fn check_incarnation(&self, host_id: Uuid, incarnation: u64) -> Result<(), Problem> {
+        const IS_NEWEST: &str =
+            "SELECT coalesce(max(incarnation) <= $2, true) FROM p2p_sync.settled_sequences WHERE host_id = $1";
+        let rows = self.own_rows(IS_NEWEST, &[&host_id, &signed(incarnation)]).await?;
+        if rows.first().is_some_and(|row| row.get(0)) {
+            return Ok(());
+        }
+        let sentence = "the host has started again since this was said";
+        Err(Problem::new(Code::Replay, sentence))
+    }
+
     /// Notes how far a host's copies are; of maps that it does not stand by for nothing is taken.
     pub async fn note_copies(&self, host_id: Uuid, copies: &[(String, u64)]) -> Result<(), Problem> {
         const NOTE: &str = "SELECT p2p_sync.note_copies($1, $2, $3)";

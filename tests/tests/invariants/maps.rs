@@ -143,6 +143,26 @@ fn calm() -> Vec<(&'static str, String)> {
 }
 
 #[test]
+fn invariant_02_that_a_host_leaves_is_not_said_again_for_it_when_it_is_back() {
+    let world = World::with(&calm());
+    let host = WireHost::new(&world.endpoint(), &world.hub.add_host(1));
+    run(async {
+        let channel = host.connect().await;
+        let leaving = v1::AttendRequest {
+            leaving: true,
+            ..Default::default()
+        };
+        assert_eq!(host.attend_by(&channel, &leaving).await.answer.code(), Code::None);
+        let back = host.opened_again();
+        let attendant = back.attend(&back.connect().await).await;
+        // As whoever has recorded it could: it is sealed by the host, of the outbox before.
+        let said_again = host.attend_by(&channel, &leaving).await;
+        assert_eq!(said_again.answer.code(), Code::Replay, "{}", said_again.answer.message);
+        drop(attendant);
+    });
+}
+
+#[test]
 fn a_host_is_told_at_once_of_what_it_holds_whichever_proxy_it_is_at_and_whoever_changed_it() {
     let world = World::with(&calm());
     let mut second = world.another_proxy();

@@ -82,6 +82,16 @@ impl WireHost {
         }
     }
 
+    /// The same host with its outbox opened once more.
+    pub(crate) fn opened_again(&self) -> Self {
+        Self {
+            credential: self.credential.clone(),
+            endpoint: self.endpoint.clone(),
+            incarnation: self.incarnation + 1,
+            sent: AtomicU64::new(0),
+        }
+    }
+
     /// A connection on which the hello is said.
     pub(crate) async fn connect(&self) -> Channel {
         let endpoint = Endpoint::from_shared(self.endpoint.clone()).expect("an address");
