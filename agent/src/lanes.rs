@@ -288,7 +288,8 @@ impl Lanes {
             hub_edit_seen: self.edits.seen(path.as_str(), made.map(|made| made.at_ms)),
             every,
             critical,
-            sent_while_spooled: critical && made.is_none(),
+            // A coming or going takes along what was made of the player before, which comes out of the spool lane alone.
+            sent_while_spooled: critical && made.is_none() && submission.data_type != SyncDataType::PlayerPresence,
             reserved_bytes,
             operation_id: made.map(|made| made.operation_id),
             made_at_ms: made.map_or_else(now_ms, |made| made.at_ms),
