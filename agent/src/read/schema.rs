@@ -14,7 +14,7 @@ use SyncDataType::{ChatMessage, HostMetrics, ItemDrop, MapState, MonsterData, Np
 use SyncDataType::{PlayerPresence, QuestProgress, VectorEmbedding};
 
 /// What is asked, of which type, and whether it is taken.
-const REQUESTS: [(SyncDataType, &str, bool); 48] = [
+const REQUESTS: [(SyncDataType, &str, bool); 49] = [
     (MapState, "{}", true),
     (MapState, r#"{"kept":true}"#, true),
     (MapState, r#"{"kept":"yes"}"#, false),
