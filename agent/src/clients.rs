@@ -292,10 +292,6 @@ impl HandedOver {
         self.0.positions.contains(&position)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.numbers.is_empty()
-    }
-
     /// What a commit has to say of the programs.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change> {
         let highest = self.highest();
@@ -368,7 +364,7 @@ mod tests {
         clients.note_taken(&second.client, 1, at(7));
         clients.note_taken(&first.client, 3, at(8));
         assert!(
-            clients.take_up_to(None).is_empty(),
+            clients.take_up_to(None).0.numbers.is_empty(),
             "what is before a refused one is not on disk"
         );
         let handed_over = clients.take_up_to(Some(at(7)));

@@ -142,6 +142,7 @@ pub(crate) struct Queued {
     operation_id: Uuid,
     every: bool,
     critical: bool,
+    sent_while_spooled: bool,
     pub(crate) predecessor: Option<Position>,
     presence: Option<Position>,
     group: Option<Arc<GroupOrder>>,
@@ -162,6 +163,7 @@ impl Queued {
             path: path.into(),
             every: self.every,
             critical: self.critical,
+            sent_while_spooled: self.sent_while_spooled,
             predecessor: self.predecessor,
             presence: self.presence,
             group: self.group,
@@ -381,6 +383,7 @@ impl Lanes {
             operation_id,
             every: new.every,
             critical: new.critical,
+            sent_while_spooled: new.sent_while_spooled,
             predecessor,
             presence,
             group: None,
@@ -388,7 +391,7 @@ impl Lanes {
             path: parts.path_range(),
             reserved_bytes: new.reserved_bytes,
         };
-        order.queue(queued, new.sent_while_spooled);
+        order.queue(queued);
         Ok(taken)
     }
 
@@ -444,8 +447,8 @@ impl Order {
     }
 
     /// There is room in both: only the lock's holder sends. A spooler that is gone is told of by `close`.
-    fn queue(&mut self, queued: Queued, sent_while_spooled: bool) {
-        if sent_while_spooled {
+    fn queue(&mut self, queued: Queued) {
+        if queued.sent_while_spooled {
             let _ = self.critical.try_send(queued.clone());
         }
         let _ = self.spool.try_send(queued);

@@ -41,6 +41,7 @@ const BACKLOG_OPS_MIN: usize = 64;
 
 /// One operation on its way.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own")]
 pub(crate) struct Entry {
     pub(crate) position: Position,
     pub(crate) operation_id: Uuid,
@@ -49,6 +50,8 @@ pub(crate) struct Entry {
     /// Kept as `every`: never conflated, and bound to the order of its path.
     pub(crate) every: bool,
     pub(crate) critical: bool,
+    /// It came here by the critical lane, maybe before it was on disk; others come behind what was spooled before them.
+    pub(crate) sent_while_spooled: bool,
     pub(crate) predecessor: Option<Position>,
     /// The last coming or going of its player.
     pub(crate) presence: Option<Position>,

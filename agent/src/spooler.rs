@@ -159,7 +159,7 @@ impl Spooler {
         let worked = !changes.is_empty() || !entries.is_empty();
         let last = last_position(&entries);
         let handed_over = self.shared.clients.take_up_to(last);
-        let unsettled = self.unsettled(entries, &handed_over);
+        let unsettled = self.unsettled(entries);
         self.commit(changes, unsettled, handed_over);
         if let Some(last) = last.filter(|_| !self.shared.is_disk_full()) {
             self.shared.pending().note_passed(last);
@@ -171,12 +171,11 @@ impl Spooler {
     }
 
     /// Leaves out critical operations that the hub has answered in the meantime: they need no place on disk.
-    fn unsettled(&self, mut entries: Vec<Entry>, handed_over: &HandedOver) -> Vec<Entry> {
+    fn unsettled(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
         self.shared.absorb_critical();
         let pending = self.shared.pending();
         entries.retain(|entry| {
-            let was_sent = entry.critical && !handed_over.contains(entry.position);
-            let is_settled = was_sent && !pending.contains(entry.position);
+            let is_settled = entry.sent_while_spooled && !pending.contains(entry.position);
             if is_settled {
                 self.shared.release_spool_bytes(entry.reserved_bytes);
             }
@@ -191,7 +190,7 @@ impl Spooler {
         changes.extend(handed_over.changes());
         match self.outbox.commit(&changes) {
             Ok(()) => {
-                self.spooled(entries, &handed_over);
+                self.spooled(entries);
                 self.shared.clients.on_disk(&handed_over);
                 if self.outbox.bytes() >= self.shared.config.outbox_bytes_max {
                     self.shared.set_disk_full(true);
@@ -217,16 +216,17 @@ impl Spooler {
     }
 
     /// Hands what is now on disk to the link.
-    fn spooled(&mut self, entries: Vec<Entry>, handed_over: &HandedOver) {
+    fn spooled(&mut self, entries: Vec<Entry>) {
         if entries.is_empty() {
             return;
         }
+        let wakes_critical = entries.iter().any(|entry| entry.critical && !entry.sent_while_spooled);
         for mut entry in entries {
             let reserved_bytes = entry.reserved_bytes;
             entry.spooled = true;
             let spooled = Settled::plain(OperationState::Spooled);
             self.shared.results.note(entry.operation_id, entry.position, spooled);
-            if entry.critical && !handed_over.contains(entry.position) {
+            if entry.sent_while_spooled {
                 self.mark_spooled(entry.position);
             } else {
                 self.shared.push(entry);
@@ -234,7 +234,7 @@ impl Spooler {
             // Last: whoever sees that nothing waits here has to see it there.
             self.shared.release_spool_bytes(reserved_bytes);
         }
-        if !handed_over.is_empty() {
+        if wakes_critical {
             self.shared.critical_wake.notify_one();
         }
         self.shared.bulk_wake.notify_one();
@@ -252,11 +252,12 @@ impl Spooler {
         self.shared.absorb_critical();
         for entry in entries {
             let reserved_bytes = entry.reserved_bytes;
-            if !entry.critical {
+            if !entry.sent_while_spooled {
                 self.shared.push(entry);
             }
             self.shared.release_spool_bytes(reserved_bytes);
         }
+        self.shared.critical_wake.notify_one();
         self.shared.bulk_wake.notify_one();
     }
 
@@ -324,7 +325,7 @@ impl Spooler {
             return Err(failed(error));
         }
         let held = std::mem::take(&mut self.held);
-        self.spooled(held, &handed_over);
+        self.spooled(held);
         self.shared.clients.on_disk(&handed_over);
         for entry in entries {
             let spooled = Settled::plain(OperationState::Spooled);
@@ -409,6 +410,7 @@ fn entry_of(position: Position, record: Record) -> Option<Entry> {
         every: record.every,
         // What was left to the disk is late already: it goes by bulk, behind nothing critical.
         critical: false,
+        sent_while_spooled: false,
         predecessor: operation.predecessor.map(Into::into),
         presence: operation.presence.map(Into::into),
         group,

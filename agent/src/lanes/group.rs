@@ -175,6 +175,7 @@ impl Lanes {
             operation_id,
             every: true,
             critical,
+            sent_while_spooled,
             predecessor: None,
             presence: None,
             group: Some(Arc::new(GroupOrder {
@@ -185,7 +186,7 @@ impl Lanes {
             path: 0..0,
             reserved_bytes,
         };
-        order.queue(queued, sent_while_spooled);
+        order.queue(queued);
         Ok(taken)
     }
 }

@@ -14,6 +14,7 @@ pub(super) fn entry(sequence: u64, path: &str) -> Entry {
         path: path.into(),
         every: false,
         critical: false,
+        sent_while_spooled: false,
         predecessor: None,
         presence: None,
         group: None,
