@@ -329,14 +329,15 @@ fn a_killed_holders_map_goes_to_the_backup_whose_program_reads_it_warm() {
     let folder = world.folder.path().join("holder");
     let mut holder = stack::Agent::new(Path::new(PROGRAM), &folder, &world.endpoint(), &credentials[0], &[]);
     holder.start();
-    let backup = start(&world, &credentials[1]);
-    world
-        .hub
-        .command(&["maps", "rule", "prontera", "--automatic", "yes", "--backups", "1"]);
     for number in 0..300 {
         assert!(holder.submit(number, &dropped("prontera", number)));
     }
     assert!(holder.flush(PATIENCE));
+    // Only now: a holder that starts slowly has let its lease run out, and the other one would be given the map.
+    let backup = start(&world, &credentials[1]);
+    world
+        .hub
+        .command(&["maps", "rule", "prontera", "--automatic", "yes", "--backups", "1"]);
     until("it stands by, and has caught up", || {
         let status = backup.status();
         let duty = status.duties.iter().find(|duty| duty.map == "prontera");
