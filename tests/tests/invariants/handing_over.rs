@@ -329,6 +329,11 @@ fn a_killed_holders_map_goes_to_the_backup_whose_program_reads_it_warm() {
     let folder = world.folder.path().join("holder");
     let mut holder = stack::Agent::new(Path::new(PROGRAM), &folder, &world.endpoint(), &credentials[0], &[]);
     holder.start();
+    // What it makes before it knows its lease goes to limbo.
+    until("the holder has renewed its lease", || {
+        world.count("SELECT count(*) FROM p2p_sync.lease_renewals") > 0
+    });
+    thread::sleep(Duration::from_secs(1));
     for number in 0..300 {
         assert!(holder.submit(number, &dropped("prontera", number)));
     }

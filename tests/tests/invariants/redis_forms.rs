@@ -308,13 +308,10 @@ fn what_redis_has_forgotten_is_not_read_from_an_older_copy() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         redis.kill();
         redis.start().await;
-        let begun = Instant::now();
-        while read(&hosts[1]).await < newest {
-            assert!(begun.elapsed() < Duration::from_secs(10), "an older copy is read");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        // The proxy that had written it finds out; what is in Redis would stay for ten minutes.
+        tokio::time::sleep(Duration::from_secs(6)).await;
         for _ in 0..100 {
-            assert_eq!(read(&hosts[1]).await, newest, "an older copy is read again");
+            assert_eq!(read(&hosts[1]).await, newest, "an older copy is read");
         }
     });
 }
