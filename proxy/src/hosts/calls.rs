@@ -69,18 +69,17 @@ async fn decide(hub: &Hub, sender: &Sender, request: v1::MapRequest) -> Result<V
     let what = request
         .what
         .ok_or_else(|| bad("the request asks for nothing: update the agent"))?;
-    if let What::List(list) = what {
-        return list_maps(hub, sender, &list.maps).await;
-    }
-    let incarnation = sender.label().incarnation;
-    if incarnation > COUNTER_MAX || request.counter > COUNTER_MAX {
-        return Err(bad("the request's counter is larger than the hub counts"));
-    }
-    let host_id = sender.host_id();
     check(&what)?;
-    hub.store.count_request(host_id, incarnation, request.counter).await?;
+    let (host_id, incarnation) = (sender.host_id(), sender.label().incarnation);
+    // Asking changes nothing, and is not counted.
+    if !matches!(what, What::List(_)) {
+        if incarnation > COUNTER_MAX || request.counter > COUNTER_MAX {
+            return Err(bad("the request's counter is larger than the hub counts"));
+        }
+        hub.store.count_request(host_id, incarnation, request.counter).await?;
+    }
     let map = match what {
-        What::List(_) => unreachable!("answered before"),
+        What::List(list) => return list_maps(hub, sender, &list.maps).await,
         What::Copies(copies) => {
             let positions = copies.positions.into_iter();
             let positions: Vec<(String, u64)> = positions.map(|copy| (copy.map, copy.sequence)).collect();
@@ -110,6 +109,7 @@ async fn decide(hub: &Hub, sender: &Sender, request: v1::MapRequest) -> Result<V
 /// What has to be right before anything is counted or locked.
 fn check(what: &What) -> Result<(), Problem> {
     match what {
+        What::List(list) if list.maps.len() > NAMES_MAX => Err(too_many()),
         What::List(list) => list.maps.iter().try_for_each(|map| check_map(map)),
         What::Assign(assign) => check_map(&assign.map),
         What::Migrate(migrate) => check_map(&migrate.map),
@@ -136,10 +136,6 @@ fn named(host_id: &[u8]) -> Result<Option<Uuid>, Problem> {
 }
 
 async fn list_maps(hub: &Hub, sender: &Sender, names: &[String]) -> Result<Vec<MapRow>, Problem> {
-    if names.len() > NAMES_MAX {
-        return Err(too_many());
-    }
-    names.iter().try_for_each(|map| check_map(map))?;
     let sees_all = sender.role() == HostRole::Hub;
     hub.store.maps(sender.host_id(), sees_all, names, LISTED_MAX).await
 }
